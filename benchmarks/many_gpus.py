@@ -5,6 +5,9 @@ line, saved, read back, compared.
     python benchmarks/many_gpus.py --folder /dev/shm/mistral
     python benchmarks/many_gpus.py --folder FOLDER --layers 10 --engines
         one,each,ddp,zero2,zero3,fsdp2 --precision nf4,bf16
+    # 131 GiB there: a base that one GPU has no room for in bf16
+    python benchmarks/many_gpus.py --folder FOLDER-70B --shape llama-3.3-70b --engines fsdp2
+        --precision nf4,bf16
 
 Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (one that is there is
 used again), prepares GoEmotions posts and trains on the same steps with one GPU and with two by
@@ -287,8 +290,8 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float] | N
     identity = runs[0].report["identity"]
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     steps = (
-        f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096"
-        f" tokens{f', {VALIDATION} read back' if apart else ''}"
+        f"{arguments.shape}, {arguments.layers} layers, {arguments.steps} steps of {arguments.batch}"
+        f" posts, packs of 4,096 tokens{f', {VALIDATION} read back' if apart else ''}"
     )
     return "\n".join([*rows, "", f"{steps}. {identity['device']}; {versions}"])
 

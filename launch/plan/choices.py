@@ -29,7 +29,7 @@ from emotion_train.sizing.recipe import Recipe, adapter_of
 from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import COUNTS, GPU_KINDS, PLANNED, GpuKind
 from launch.plan.prices import Offer, Prices
-from launch.plan.speed import Speed
+from launch.plan.speed import Speed, gathers_quickly
 from launch.plan.spot import Spot
 from launch.workload import Work, config_on, filled
 
@@ -240,7 +240,8 @@ def best_settings(
     precision: Precision | None,
 ) -> Choice | TooSmall:
     """The choice with the fastest precision and micro-batch that fit, with the whole base on each
-    GPU where it fits, else sharded over them.
+    GPU where it fits; sharded over them where it does not, or where it leaves so little room that
+    recomputing would cost more (`choice.by_memory` decides alike).
     """
     config = config_on(config, kind)
     recipe = Recipe.of(config, shape, work.labels)
@@ -252,14 +253,18 @@ def best_settings(
     ]
     shards = count > 1 and work.labelled_posts is None  # workers that label share nothing
     shards = shards and not shape.is_encoder
+    fitting: list[Choice] = []
     for layout in (Layout(count), Layout(count, "base")) if shards else (Layout(count),):
-        fitting = [
+        fitting += [
             with_settings(one.recipe, work, kind, layout, offer, spot, found)
             for one in requests
             for found in _microbatches(one, work, kind, layout)
         ]
-        if fitting:
-            return min(fitting, key=lambda choice: choice.hours)
+        best = min(fitting, key=lambda choice: choice.hours, default=None)
+        if best is not None and not (best.gradient_checkpointing and gathers_quickly(kind, recipe)):
+            return best
+    if best is not None:
+        return best
     least = [(least_of(one, layout).memory, one.recipe.precision) for one in requests]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)

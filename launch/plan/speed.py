@@ -11,6 +11,8 @@ H100 and one H200.
     launching         the CPU's time to start the kernels of every block, which bounds small models
                       and small micro-batches; passes that are recorded as CUDA graphs (below 3
                       billion parameters, one process) cost the GPU's own time for a kernel instead
+    gathering         sharded blocks over the link of the GPUs, beside the products: a part of that
+                      time, or all of it where it takes longer than they do
 
 The fused decoder was measured on one H100 80GB, transformers' modules on one H200
 (benchmarks/speed.md). Every other GPU is assumed to reach the same fractions of its data sheet, so
@@ -61,6 +63,18 @@ _LAUNCH_FUSED_S = 0.2e-3, 0.57e-3
 _RECORDED_BLOCK_S = 0.24e-3
 _NVLINK_BYTES_PER_S = 200e9
 _PCIE_BYTES_PER_S = 10e9
+# What gathering sharded blocks beside the products adds: a share of its own time, since both use
+# the memory, and the wait of a pass over a block for the other GPUs. From two H200s with the 24B in
+# three precisions (benchmarks/many-gpus.md); a 70B in two of them is predicted within 4 %.
+_FELT_GATHERING = 0.08
+_AGREEING_S = 0.25e-3
+
+
+def gathers_quickly(kind: GpuKind, recipe: Recipe) -> bool:
+    """Whether a base sharded over several of these GPUs may train faster than by recomputing: the
+    fused decoder gathers the blocks beside the products, over NVLink.
+    """
+    return kind.nvlink and kind.bf16 and uses_fused(recipe)
 
 
 @dataclass(frozen=True)
@@ -83,12 +97,12 @@ class Speed:
 
     def microbatch_s(self, tokens: int) -> float:
         """Seconds of a forward and backward pass over so many tokens."""
-        recorded = is_recorded(self.recipe, self.layout.gpus)
-        return max(self._gpu_s(tokens), 0.0 if recorded else self._launching_s(), self._gathering_s())
+        launching_s = 0.0 if is_recorded(self.recipe, self.layout.gpus) else self._launching_s()
+        return self._beside(self._gpu_s(tokens), launching_s)
 
     def scoring_s(self, tokens: int) -> float:
         """Seconds of a forward pass alone, which is not recorded."""
-        whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
+        whole = self._beside(self._gpu_s(tokens), self._launching_s())
         return whole / (3 if self.recipe.lora is None else 2) / self._recompute
 
     def joining_s(self) -> float:
@@ -155,6 +169,16 @@ class Speed:
             * self.shape.num_hidden_layers
             * self._recompute
         )
+
+    def _beside(self, gpu_s: float, launching_s: float) -> float:
+        """Seconds of passes whose kernels are started, and whose blocks are gathered, beside
+        them.
+        """
+        gathering_s = self._gathering_s()
+        if gathering_s:
+            passes = 2 * self._recompute * self.shape.num_hidden_layers
+            gpu_s += _FELT_GATHERING * gathering_s + _AGREEING_S * passes
+        return max(gpu_s, launching_s, gathering_s)
 
     def _gathering_s(self) -> float:
         """Seconds to put the blocks together from their shards."""

@@ -1,7 +1,9 @@
 """The `accelerate launch` line for this node of a run, with the reason for the choice.
 
 The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which
-shards the optimizer; then FSDP2, which shards the base and moves it in every micro-batch.
+shards the optimizer; then FSDP2, which shards the base and moves it in every micro-batch. Where the
+whole base leaves so little room that its passes would be recomputed, FSDP2 goes first on GPUs that
+NVLink joins, if the plan's arithmetic says that it is faster.
 Arithmetic over the base's config.json decides what fits (`emotion_train.sizing.fit`).
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emotion_train.config import Config
@@ -22,6 +24,7 @@ from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.patience import StoreRequest
 from launch.gpus import kind_of
+from launch.plan.speed import Speed, gathers_quickly
 from launch.run.topology import Gpu, Topology, read_topology
 from launch.workload import config_on, shape_of_base
 
@@ -143,10 +146,36 @@ def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     recipe = Recipe.of(config, shape)
     smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
     allowed = layouts(topology.world_size, shape.is_encoder)
-    fitting = fit(Request.of(config, recipe), smallest, allowed)
+    request = Request.of(config, recipe)
+    fitting = fit(request, smallest, allowed)
     if isinstance(fitting, Misfit):
         raise WrongRequest(str(fitting))
-    return file_and_reason(fitting)
+    return file_and_reason(_without_recomputing(request, smallest, topology, fitting) or fitting)
+
+
+def _without_recomputing(request: Request, gpu_bytes: int, topology: Topology, found: Fit) -> Fit | None:
+    """The setting with the base sharded over GPUs of one machine, where what was found recomputes
+    and is slower by the plan's arithmetic; else None.
+    """
+    kind = kind_of(topology.gpus[0].name)
+    is_asked = request.gradient_checkpointing is not None
+    if is_asked or not found.setting.gradient_checkpointing or found.layout.sharded == "base":
+        return None
+    if kind is None or topology.nodes > 1 or not gathers_quickly(kind, request.recipe):
+        return None
+    kept = replace(request, gradient_checkpointing=False)
+    sharded = fit(kept, gpu_bytes, [Layout(topology.world_size, "base")])
+    if isinstance(sharded, Misfit):
+        return None
+
+    def seconds_a_token(one: Fit) -> float:
+        tokens, again = one.setting.tokens, one.setting.gradient_checkpointing
+        return Speed(kind, request.recipe, again, one.layout).microbatch_s(tokens) / tokens
+
+    if seconds_a_token(sharded) >= seconds_a_token(found):
+        return None
+    whole = found.layout.memory(request.recipe, sharded.setting.tokens, False)
+    return replace(sharded, passed_over=((found.layout, whole),))
 
 
 def file_and_reason(found: Fit) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,29 @@ def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
     before = ["multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_fsdp2_qlora"]
     passed_over = before[: before.index(name)] if name in before else []
     assert re.findall(r"(\w+) would need", choice.reason) == passed_over
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "words", "name"),
+    [
+        (TWO, {}, [], "multi_gpu_fsdp2_qlora"),
+        (TWO, {}, ["train.gradient_checkpointing=true"], "multi_gpu_ddp"),  # as asked for
+        (TWO, SKYPILOT, [], "multi_gpu_ddp"),  # nodes have slower links
+        ([replace(gpu, name="NVIDIA L40S") for gpu in TWO], {}, [], "multi_gpu_ddp"),  # so has PCIe
+        ([replace(gpu, name="a GPU") for gpu in TWO], {}, [], "multi_gpu_ddp"),  # links unknown
+    ],
+)
+def test_a_base_is_sharded_rather_than_recomputed_where_the_links_are_fast(
+    tmp_path: Path, gpus: list[Gpu], nodes: dict[str, str], words: list[str], name: str
+) -> None:
+    """Llama 3.3 70B's shape in bf16: one H200 holds it and would have to recompute."""
+    shape = MISTRAL | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80}
+    text = shape | {"num_attention_heads": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **text}))
+    auto = ["model.precision=bf16", "train.tokens_per_microbatch=auto"]
+    choice = choose(gpus, None, config(f"model.base={tmp_path}", *auto, *words), nodes)
+    assert choice.config_file == CONFIGS / f"{name}.yaml"
+    assert ("multi_gpu_ddp would need" in choice.reason) == (name == "multi_gpu_fsdp2_qlora")
 
 
 def test_a_gpu_too_small_is_refused_with_the_nearest_setting_that_fits(tmp_path: Path) -> None:
