@@ -4,6 +4,7 @@ chose, through the program's own command.
     python benchmarks/depth.py                                        # six depths, nine seeds
     python benchmarks/depth.py --depths 1,0.5 --seeds 1,2 --at-once 2
     python benchmarks/depth.py --table --out depth.jsonl
+    python benchmarks/depth.py --table --plot depth.svg       # takes `pip install matplotlib`
 
 The recipe is goemotions.yaml in bf16 with `model.layers`; the training file gives training and
 validation posts (each run takes its best epoch on the latter), and the development file, which
@@ -78,10 +79,16 @@ def main() -> None:
     )
     add_base_argument(parser)
     add_run_arguments(parser, "depth.jsonl")
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="what each depth loses, against its share of the work"
+    )
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
-    print(table(arguments.out))
+    found = [row for name in sets_in(arguments.out) for row in rows_of(arguments.out, name)]
+    print(table(found))
+    if arguments.plot:
+        plot(found, arguments.plot)
 
 
 def train_all(arguments: argparse.Namespace) -> None:
@@ -130,28 +137,93 @@ def train(run: Run) -> dict[str, object]:
     }
 
 
-def table(path: Path) -> str:
-    """Means over the seeds by set and depth, and the difference to the whole depth on the test
-    split with its 95 % interval over posts and seeds.
+class Row(NamedTuple):
+    """What the runs of one depth say; `less` is their difference to all blocks on the test split
+    with its 95 % interval over posts and seeds, None for all blocks.
     """
+
+    set: str
+    depth: str
+    blocks: int | None
+    whole: int
+    validation: list[float]
+    test: list[float]
+    less: Paired | None
+
+
+def sets_in(path: Path) -> list[str]:
+    return list(dict.fromkeys(str(line["set"]) for line in lines(path)))
+
+
+def rows_of(path: Path, name: str) -> list[Row]:
+    """The depths of a set, the whole one first."""
+    found: list[dict[str, Any]] = [line for line in lines(path) if line["set"] == name]
+    by_depth: dict[str, list[dict[str, Any]]] = {}
+    for line in sorted(found, key=lambda line: (-(line["layers"] or 10_000), line["seed"])):
+        by_depth.setdefault(str(line["depth"]), []).append(line)
+    differences = against_whole(by_depth, folder_of(path))
+    return [
+        Row(
+            name,
+            depth,
+            group[0]["layers"],
+            group[0]["whole_layers"],
+            [float(line["validation"]) for line in group],
+            [float(line[SPLIT]) for line in group],
+            differences.get(depth),
+        )
+        for depth, group in by_depth.items()
+    ]
+
+
+def table(found: list[Row]) -> str:
     rows = [
         f"| data | depth | blocks | seeds | validation | {SPLIT} | minus all blocks, 95 % interval |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name in dict.fromkeys(str(line["set"]) for line in lines(path)):
-        found: list[dict[str, Any]] = [line for line in lines(path) if line["set"] == name]
-        by_depth: dict[str, list[dict[str, Any]]] = {}
-        for line in sorted(found, key=lambda line: (-(line["layers"] or 10_000), line["seed"])):
-            by_depth.setdefault(str(line["depth"]), []).append(line)
-        differences = against_whole(by_depth, folder_of(path))
-        for depth, group in by_depth.items():
-            first = group[0]
-            blocks = "all" if first["layers"] is None else f"{first['layers']} of {first['whole_layers']}"
-            figures = [spread([float(line[one]) for line in group]) for one in ("validation", SPLIT)]
-            less = interval(differences[depth]) if depth in differences else ""
-            cells = [name, depth, blocks, str(len(group)), *figures, less]
-            rows.append(f"| {' | '.join(cells)} |")
+    for row in found:
+        blocks = "all" if row.blocks is None else f"{row.blocks} of {row.whole}"
+        less = "" if row.less is None else interval(row.less)
+        cells = [
+            row.set,
+            row.depth,
+            blocks,
+            str(len(row.test)),
+            spread(row.validation),
+            spread(row.test),
+            less,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def plot(found: list[Row], path: str) -> None:
+    """Dots are the differences of the means, bars their 95 % intervals."""
+    import matplotlib.pyplot as plt
+
+    sets = list(dict.fromkeys(row.set for row in found))
+    figure, axes = plt.subplots(
+        1, len(sets), figsize=(5 * len(sets) + 1, 4), layout="constrained", squeeze=False
+    )
+    for name, axis in zip(sets, axes[0], strict=True):
+        cut = [
+            (100 * row.blocks / row.whole, row.less)
+            for row in found
+            if row.set == name and row.less and row.blocks
+        ]
+        share, less = zip(*cut, strict=True)
+        middle = [one.difference for one in less]
+        bars = [[one.difference - one.low for one in less], [one.high - one.difference for one in less]]
+        axis.axhline(0, color="tab:gray", linewidth=1)
+        axis.plot([100], [0], "o", color="tab:gray")
+        axis.errorbar(share, middle, bars, fmt="o", color="tab:blue", capsize=3)
+        axis.set(
+            title=name,
+            xlabel="share of the blocks, and of a step's work, %",
+            ylabel="test macro-F1 minus that of all blocks",
+            xlim=(30, 105),
+        )
+    figure.savefig(path)
 
 
 def against_whole(by_depth: dict[str, list[dict[str, Any]]], kept: Path) -> dict[str, Paired]:
