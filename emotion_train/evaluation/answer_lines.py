@@ -25,9 +25,19 @@ _BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 
 def kept_names(columns: Sequence[str], facts: AdapterFacts, marked: bool = False) -> list[str]:
     """The names in the output for the columns of --columns."""
-    mark = [_MARK] if marked else []
-    answer = [_answer_name(facts.targets == "several"), "probabilities"]
-    return names_beside(columns, ["row", "text", *answer, *facts.labels, *mark])
+    own = [*_own_names(facts.targets == "several"), "probabilities", *([_MARK] if marked else [])]
+    return names_beside(columns, [*own, *_names_of_labels(facts.labels, facts.targets == "several")])
+
+
+def _own_names(several: bool) -> list[str]:
+    return ["row", "text", _answer_name(several)]
+
+
+def _names_of_labels(labels: Sequence[str], several: bool) -> list[str]:
+    """The columns of the probabilities in a CSV: the labels, those with the name of another column
+    behind `label_`.
+    """
+    return names_beside(labels, [*_own_names(several), _MARK], "label_")
 
 
 def _answer_name(several: bool) -> str:
@@ -59,7 +69,8 @@ class Written:
 
     def head(self) -> str:
         """The first line of a CSV."""
-        kept, labels = (map(self.cell, names) for names in (self.kept, self.labels))
+        named = _names_of_labels(self.labels, self.several)
+        kept, labels = (map(self.cell, names) for names in (self.kept, named))
         mark = [_MARK] if self.marked else []
         return _csv_line(["row", *kept, "text", _answer_name(self.several), *mark, *labels])
 

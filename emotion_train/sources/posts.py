@@ -276,10 +276,10 @@ def _matching(name: str, present: Sequence[str], place: str) -> str | None:
     return matches[0] if matches else None
 
 
-def names_beside(columns: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The names in an output of columns that are copied beside its `own` ones, no two alike.
+def names_beside(columns: Sequence[str], own: Sequence[str], before: str = "input_") -> list[str]:
+    """The names in an output of columns that are put beside its `own` ones, no two alike.
 
-    A name that is taken gets `input_` in front. Names are compared without case, because engines
+    A name that is taken gets `before` in front. Names are compared without case, because engines
     such as Spark and Athena read a table's columns so.
     """
     names, taken = list(columns), {_folded(name) for name in own}
@@ -290,7 +290,7 @@ def names_beside(columns: Sequence[str], own: Sequence[str]) -> list[str]:
         taken.add(_folded(name))
     for place in alike:
         while _folded(names[place]) in taken:
-            names[place] = f"input_{names[place]}"
+            names[place] = f"{before}{names[place]}"
         taken.add(_folded(names[place]))
     return names
 

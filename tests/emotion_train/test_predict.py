@@ -138,6 +138,24 @@ def test_other_columns_come_along_and_posts_keep_their_numbers(tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_label_with_the_name_of_another_column_gets_a_column_of_its_own(
+    tmp_path: Path, several: bool
+) -> None:
+    labels = ("Text", "row", "accepted", "label", "labels", "joy")
+    facts = facts_of(tmp_path, labels, "several" if several else "one")
+    kept = kept_names(["label_Text", "joy"], facts)
+    written = Written(labels, several, kept, 1)
+    head, line = printed("csv", written, [Post(1, "x", ("a", "b"))], [[0.5] * 6], [(5,)]).splitlines()
+    names = head.split(",")
+    assert len(line.split(",")) == len({name.casefold() for name in names}) == len(names)
+    assert names[1:3] == ["input_label_Text", "input_joy"]
+    taken = "labels" if several else "label"
+    assert names[5:] == [
+        f"label_{one}" if one.casefold() in {"text", "row", "accepted", taken} else one for one in labels
+    ]
+
+
 def printed(
     form: str,
     written: Written,
