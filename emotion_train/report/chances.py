@@ -80,9 +80,14 @@ def _check(predictions: AnyPredictions, label: int | None, threshold: float) -> 
 def chance_sentences(
     temperature: TemperatureFigures | None, gates: Sequence[GateFigures], name: str
 ) -> list[str]:
-    """The sentences on the temperature, and on the gates over all labels on the posts of `name`."""
+    """The sentences on the temperature, and on the gates over all labels on the posts of `name`;
+    one for all gates that nothing reaches.
+    """
     sentences = [] if temperature is None else [temperature_words(temperature)]
-    return sentences + [gate_words(gate, name) for gate in gates if gate.label is None]
+    over_all = [gate for gate in gates if gate.label is None]
+    sentences += [gate_words(gate, name) for gate in over_all if gate.threshold is not None]
+    closed = [gate.precision for gate in over_all if gate.threshold is None]
+    return sentences + ([_closed_words(closed)] if closed else [])
 
 
 def temperature_words(figures: TemperatureFigures) -> str:
@@ -109,9 +114,9 @@ def gate_words(gate: GateFigures, name: str) -> str:
     """The sentence on a gate over all labels: the share of a split's posts that it accepts, and how
     many of these are right.
     """
-    wanted = f"{100 * gate.precision:g} %"
     if gate.threshold is None:
-        return f"No probability is enough for answers that are right {wanted} of the time."
+        return _closed_words([gate.precision])
+    wanted = f"{100 * gate.precision:g} %"
     said = f"Right at least {wanted} of the time: answers from p = {gate.threshold:g} on"
     check = gate.checks.get(name)
     if check is None or not check.accepted:
@@ -120,6 +125,16 @@ def gate_words(gate: GateFigures, name: str) -> str:
         f"{said}. They are {percent(check.accepted / check.answers)} of the {name} posts, and"
         f" {percent(check.right / check.accepted)} of them are right; a person checks the rest."
     )
+
+
+def _closed_words(precisions: Sequence[float]) -> str:
+    """
+    >>> _closed_words([0.8, 0.9, 0.95])
+    'No probability is enough for answers that are right 80, 90 or 95 % of the time.'
+    """
+    *others, last = (f"{100 * one:g}" for one in precisions)
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    return f"No probability is enough for answers that are right {wanted} % of the time."
 
 
 def _figures(predictions: AnyPredictions, prob_NC: NDArray[np.float32]) -> ProbabilityFigures:
