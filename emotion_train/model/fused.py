@@ -341,8 +341,8 @@ class Adapters:
                 dx_TI.addmm_(du_TR, self.down_RI)
         gradients = []
         for ranks, rows in zip(self._ranks, self._rows, strict=True):
-            # without its gaps: a recorded graph keeps it, and PyTorch adds many tensors in one
-            # kernel only where none has any
+            # without its gaps: a recorded graph adds it to others, which PyTorch does with many
+            # tensors in one kernel only where none has any
             gradients += [d_down_RI[ranks], d_up_OR[rows, ranks].contiguous()]
         return gradients
 

@@ -2,11 +2,10 @@
 starting them one by one 145.
 
 The graph of a shape (tokens of the pack, posts rounded up) is recorded when that shape comes for
-the second time. What it costs: each graph keeps its gradients (at r=16 2 to 7 % of a 135M base, 0.6
-to 2 % of one of 1.2B), and all share one pool of activations, which grows with a larger shape. So a
-shape is recorded only where the largest pack still finds room outside of the pool; with as little
-memory as that the packs are so large that starting kernels costs nothing. A graph serves one
-process, not DDP's hooks.
+the second time. What it costs: all graphs share one set of gradients, which stays between two
+steps, and one pool of activations, which grows with a larger shape. So a shape is recorded only
+where the largest pack still finds room outside of the pool; with as little memory as that the packs
+are so large that starting kernels costs nothing. A graph serves one process, not DDP's hooks.
 
 Letters: T tokens, N posts, C classes.
 """
@@ -57,7 +56,6 @@ class _Recorded:
     given: _Given
     scale: torch.Tensor
     loss: torch.Tensor
-    gradients: list[torch.Tensor]
 
 
 def pays(model: EmotionClassifier, world_size: int) -> bool:
@@ -104,11 +102,14 @@ class GraphedPasses:
         self._recorded: dict[tuple[int, int], _Recorded | None] = {}  # None: there was no room for it
         self._seen: set[tuple[int, int]] = set()
         self._pool: Any = None
+        self._sums: list[torch.Tensor] = []  # the gradients of a step, to which all graphs add
 
     def __call__(self, pack: Pack, scale: float, dropout_key: int) -> torch.Tensor | None:
         """The loss sum of the pack; None when this shape has no graph yet and the caller must run
         the passes itself.
         """
+        if self._sums:  # to the caller's passes, too, which then need no gradients of their own
+            self._lend_sums()
         posts = -(-len(pack.last_tokens_N) // _POSTS_BUCKET) * _POSTS_BUCKET
         shape = len(pack.tokens_T), posts
         self._largest = max(self._largest, shape[0])
@@ -126,16 +127,15 @@ class GraphedPasses:
             place.copy_(value)
         found.scale.fill_(scale)
         found.graph.replay()
-        self._add(found.gradients)
         return found.loss
 
     def _has_room(self, tokens: int) -> bool:
         """Whether a recording of so many tokens leaves room for the passes of a pack twice as large
         as any before.
 
-        Beside them for its own gradients and, since it may be recorded in the very first step, for
-        what an update brings: the parameters' gradients and AdamW's two moments, which at r=1024
-        are more than the weights.
+        Beside them for its own gradients, for the sums to which it adds them and, since it may be
+        recorded in the very first step, for AdamW's two moments, which at r=1024 are more than the
+        weights.
         """
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._model.device)
@@ -172,6 +172,7 @@ class GraphedPasses:
         device = self._model.device
         given = self._given(pack, posts, dropout_key)
         scale = torch.ones((), device=device)
+        self._lend_sums()
 
         def passes() -> tuple[torch.Tensor, list[torch.Tensor]]:
             logits_NC = self._model.forward_fused(given.inputs)
@@ -189,17 +190,17 @@ class GraphedPasses:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss, gradients = passes()
+            torch._foreach_add_(self._sums, gradients)
         self._pool = self._pool or graph.pool()
-        return _Recorded(graph, given, scale, loss, gradients)
+        return _Recorded(graph, given, scale, loss)
 
-    def _add(self, gradients: list[torch.Tensor]) -> None:
-        """Add these gradients to those of the parameters. Where there are none yet, copies become
-        them: the graph's own tensors are written over by its next replay.
-        """
-        if self._parameters[0].grad is None:
-            for parameter, gradient in zip(self._parameters, torch._foreach_mul(gradients, 1.0), strict=True):
-                parameter.grad = gradient
-        else:
-            torch._foreach_add_(
-                [parameter.grad for parameter in self._parameters if parameter.grad is not None], gradients
-            )
+    def _lend_sums(self) -> None:
+        """Let the sums be the parameters' gradients, with what these hold so far."""
+        held = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self._sums = self._sums or [torch.empty_like(parameter) for parameter in self._parameters]
+        if not held:
+            torch._foreach_zero_(self._sums)
+        elif held[0] is not self._sums[0]:
+            torch._foreach_copy_(self._sums, held)
+        for parameter, total in zip(self._parameters, self._sums, strict=True):
+            parameter.grad = total

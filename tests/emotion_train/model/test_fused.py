@@ -150,8 +150,8 @@ def test_nothing_is_kept_of_weights_that_are_not_packed(plain: None, tmp_path: P
 
 
 def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:
-    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only
-    where none has gaps.
+    """A recorded graph adds them to those of other packs, and PyTorch adds a list of tensors in one
+    kernel only where none has gaps.
     """
     model = make(tmp_path / "base", "all-linear", dropout=0.1)
     model.decoder = FusedDecoder(model.classifier)
