@@ -100,7 +100,8 @@ def logits_of_posts(
     """Logits of shape NC of the first `posts` segments, in float32 outside of any autocast.
     `counters` are those of the pack's tokens, `current` what the model's dropout reads.
     """
-    first_N = segments.cu_lengths[:posts].long()
+    # an empty segment, of a post that fills up a recording, begins after the last token
+    first_N = segments.cu_lengths[:posts].long().clamp(max=len(hidden_TH) - 1)
     if classifier.config.model_type == "modernbert" and classifier.config.classifier_pooling == "mean":
         pooled_NH = _means(hidden_TH.float(), segments, posts)
     else:
@@ -114,13 +115,15 @@ def logits_of_posts(
 
 
 def _means(hidden_TH: torch.Tensor, segments: Segments, posts: int) -> torch.Tensor:
-    """Mean of each post's tokens, summed in the same order in any pack."""
-    lengths_N = segments.cu_lengths[: posts + 1].diff().long()
-    tokens_TH = hidden_TH[: sum(segments.lengths[:posts])]
-    if not posts:
-        return tokens_TH
-    means_NH: torch.Tensor = torch.segment_reduce(tokens_TH, "mean", lengths=lengths_N, axis=0)
-    return means_NH
+    """Mean of each post's tokens, summed in the same order in any pack; 0 of an empty segment.
+
+    `unsafe` leaves out checks of the lengths, for which the host would wait; those of `segments`
+    cover all tokens.
+    """
+    means_SH: torch.Tensor = torch.segment_reduce(
+        hidden_TH, "mean", lengths=segments.cu_lengths.diff().long(), initial=0.0, unsafe=True
+    )
+    return means_SH[:posts]
 
 
 def _of_bert(classifier: Any, pooled_NH: torch.Tensor) -> Any:

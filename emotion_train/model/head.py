@@ -201,7 +201,14 @@ class EmotionClassifier(nn.Module):
     def _hidden(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]
     ) -> torch.Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16):
+        # no cache: a pass casts each weight once anyway, and a recorded graph must cast what the
+        # last update left
+        with torch.autocast(
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.compute == torch.bfloat16,
+            cache_enabled=False,
+        ):
             output = self.classifier.base_model(
                 input_ids=input_ids,
                 attention_mask=None,
