@@ -1212,6 +1212,24 @@ MUTANTS = [
         "tests/emotion_train/data/test_packing.py::test_each_token_knows_its_post_and_its_position_in_it",
     ),
     Mutant(
+        "posts that fill up a recording read no token beyond the pack",
+        "emotion_train/model/encoder.py",
+        "logits_of_posts",
+        ".clamp(max=len(hidden_TH) - 1)",
+        "",
+        "tests/emotion_train/model/test_graphs.py::"
+        "test_what_is_recorded_of_an_encoder_gives_the_gradients_of_its_packs[bert-cls-whole]",
+    ),
+    Mutant(
+        "a pack with a graph adds to the gradients of packs without one",
+        "emotion_train/model/graphs.py",
+        "GraphedPasses._lend_sums",
+        "torch._foreach_copy_(self._sums, held)",
+        "torch._foreach_zero_(self._sums)",
+        "tests/emotion_train/model/test_graphs.py::"
+        "test_packs_with_and_without_a_graph_add_up_to_the_gradients_of_a_step[whole]",
+    ),
+    Mutant(
         "what is recomputed has the mask of its first pass",
         "emotion_train/model/dropout.py",
         "Current.around_checkpoints",

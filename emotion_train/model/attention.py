@@ -60,6 +60,15 @@ class Segments:
             raise ValueError(f"boundaries must rise from 0, got {boundaries[:8]}")
         return cls(lengths, on_device(np.asarray(boundaries, np.int32), torch.device(device)), max(lengths))
 
+    @classmethod
+    def recorded(cls, cu_lengths: torch.Tensor, max_length: int) -> Segments:
+        """Segments of at most `max_length` tokens whose boundaries only the device reads, so that a
+        recorded graph may be given others. The last ones may be empty. On a CPU, which records
+        nothing, they have `lengths` all the same.
+        """
+        lengths = () if cu_lengths.is_cuda else tuple(cu_lengths.diff().tolist())
+        return cls(lengths, cu_lengths, max_length)
+
     def as_kwargs(self, fused: bool) -> dict[str, Any]:
         """Keyword arguments for the model."""
         if fused:
