@@ -60,11 +60,12 @@ class Layout:
         """The memory that each GPU needs."""
         return estimate(recipe, tokens, gradient_checkpointing, self.base_shards, self.optimizer_shards)
 
-    def reserved(self, recipe: Recipe, memory: MemoryEstimate) -> MemoryEstimate:
+    def reserved(self, recipe: Recipe, tokens: int, gradient_checkpointing: bool) -> MemoryEstimate:
         """The memory with a second pool, for shapes that are not recorded yet, where passes are
         recorded.
         """
-        pools = 2 if is_recorded(recipe, self.gpus) else 1
+        memory = self.memory(recipe, tokens, gradient_checkpointing)
+        pools = 2 if is_recorded(recipe, self.gpus, gradient_checkpointing) else 1
         return replace(memory, activations=pools * memory.activations, overhead=pools * memory.overhead)
 
 
@@ -218,7 +219,7 @@ def least_of(request: Request, layout: Layout) -> MicroBatch:
         MicroBatch(
             request.max_length,
             again,
-            layout.reserved(recipe, layout.memory(recipe, request.max_length, again)),
+            layout.reserved(recipe, request.max_length, again),
         )
         for again in ((False, True) if asked is None else (asked,))
     )
@@ -274,7 +275,7 @@ def unpacked_blocks(recipe: Recipe, setting: MicroBatch, layout: Layout, gpu_byt
         return 0
     if not (recipe.keeps_unpacked and recipe.precision == "nf4" and uses_fused(recipe)):
         return 0
-    taken = layout.reserved(recipe, layout.memory(recipe, setting.tokens, setting.gradient_checkpointing))
+    taken = layout.reserved(recipe, setting.tokens, setting.gradient_checkpointing)
     room = usable_bytes(gpu_bytes) - taken.total - _LEFT_FREE
     blocks = recipe.shape.num_hidden_layers
     return max(0, min(blocks, room // (2 * recipe.shape.linear_parameters // blocks)))
@@ -329,7 +330,7 @@ def _largest(
     recipe = request.recipe
 
     def needed(tokens: int) -> int:
-        return layout.reserved(recipe, layout.memory(recipe, tokens, again)).total
+        return layout.reserved(recipe, tokens, again).total
 
     fitting = bisect_left(range(most_tokens + 1), True, key=lambda tokens: needed(tokens) > usable) - 1
     if fitting < request.max_length:

@@ -70,13 +70,14 @@ def uses_fused(recipe: Recipe) -> bool:
     return recipe.decoder == "fused" and is_fused(recipe.shape, recipe.precision)
 
 
-def is_recorded(recipe: Recipe, processes: int = 1) -> bool:
-    """Whether the fused decoder's passes are recorded as CUDA graphs: for small models, in one
-    process.
+def is_recorded(recipe: Recipe, processes: int = 1, gradient_checkpointing: bool = False) -> bool:
+    """Whether a GPU with bfloat16 records the passes as CUDA graphs: for small models, in one
+    process, those of the fused decoder, and of encoders that recompute nothing.
     """
     shape = recipe.shape
     held = shape.linear_parameters // (2 if recipe.precision == "nf4" else 1) + shape.other_parameters
-    return uses_fused(recipe) and processes == 1 and held < RECORDED_BELOW
+    of_encoder = shape.is_encoder and recipe.precision != "fp32" and not gradient_checkpointing
+    return (uses_fused(recipe) or of_encoder) and processes == 1 and held < RECORDED_BELOW
 
 
 @lru_cache(maxsize=4096)  # searches ask for the same numbers of tokens on each kind of GPU

@@ -10,7 +10,8 @@ H100 and one H200.
                       that the GPU has room to keep unpacked
     launching         the CPU's time to start the kernels of every block, which bounds small models
                       and small micro-batches; passes that are recorded as CUDA graphs (below 3
-                      billion parameters, one process) cost the GPU's own time for a kernel instead
+                      billion parameters, encoders too, one process) cost the GPU's own time for a
+                      kernel instead
     gathering         sharded blocks over the link of the GPUs, beside the products: a part of that
                       time, or all of it where it takes longer than they do
 
@@ -97,7 +98,7 @@ class Speed:
 
     def microbatch_s(self, tokens: int) -> float:
         """Seconds of a forward and backward pass over so many tokens."""
-        launching_s = 0.0 if is_recorded(self.recipe, self.layout.gpus) else self._launching_s()
+        launching_s = 0.0 if self._recorded else self._launching_s()
         return self._beside(self._gpu_s(tokens), launching_s)
 
     def scoring_s(self, tokens: int) -> float:
@@ -112,6 +113,10 @@ class Speed:
     @property
     def _fused(self) -> bool:
         return uses_fused(self.recipe)
+
+    @property
+    def _recorded(self) -> bool:
+        return is_recorded(self.recipe, self.layout.gpus, self.gradient_checkpointing)
 
     @property
     def _recompute(self) -> float:
@@ -129,7 +134,8 @@ class Speed:
             / (_OF_BANDWIDTH * self.kind.bytes_per_s)
         )
         unpacked = self._unpacking_s() if self.precision == "nf4" else 0.0
-        kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
+        # that of an encoder is assumed to be a decoder's
+        kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused or self._recorded else 0.0
         return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._recompute
 
     def _computed_parameters(self) -> float:

@@ -32,7 +32,7 @@ from emotion_train.sizing.activations import (
     stock_kept_by_layer,
 )
 from emotion_train.sizing.fit import Layout, largest_microbatch
-from emotion_train.sizing.memory import GIB, estimate, is_fused, usable_bytes, weight_bytes
+from emotion_train.sizing.memory import GIB, estimate, is_fused, is_recorded, usable_bytes, weight_bytes
 from emotion_train.sizing.recipe import Recipe, repeats_keys
 from emotion_train.sizing.shape import Precision, Shape, Targets, target_names
 from tests.helpers import empty_kernels, plain_kernels
@@ -671,6 +671,19 @@ def test_a_recorded_model_leaves_room_for_a_second_pool() -> None:
     assert recorded is not None
     assert not_recorded is not None
     assert recorded.tokens == pytest.approx(not_recorded.tokens / 2, abs=256)
+
+
+def test_an_encoder_is_recorded_in_one_process_that_computes_in_bfloat16_and_recomputes_nothing() -> None:
+    shape = Shape(768, 3072, 12, 12, 12, 64, 50_265, fusable=False, is_encoder=True)
+    for recipe in (recipe_of(shape), replace(recipe_of(shape), lora=None)):
+        assert is_recorded(recipe)
+        assert not is_recorded(recipe, processes=2)
+        assert not is_recorded(recipe, gradient_checkpointing=True)
+        once, twice = (Layout(gpus).reserved(recipe, 4096, False) for gpus in (2, 1))
+        assert (twice.activations, twice.overhead) == (2 * once.activations, 2 * once.overhead)
+        assert Layout(1).reserved(recipe, 4096, True) == Layout(1).memory(recipe, 4096, True)
+    assert not is_recorded(recipe_of(shape, "fp32"))
+    assert not is_recorded(recipe_of(replace(shape, is_encoder=False)))  # by transformers' modules
 
 
 def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:

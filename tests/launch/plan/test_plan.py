@@ -193,6 +193,12 @@ def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorde
     assert stock.microbatch_s(3460) == pytest.approx(0.216, rel=0.15)
     assert fused.microbatch_s(3460) == pytest.approx(0.0150, rel=0.15)
     assert several.microbatch_s(128) == several.microbatch_s(3460) == pytest.approx(0.145, rel=0.15)
+    minilm = Shape(384, 1536, 6, 12, 12, 32, 30_522, fusable=False, is_encoder=True)
+    one, two = (
+        Speed(KINDS["H100"], Recipe(minilm, "bf16", None), False, Layout(gpus)).microbatch_s(1536)
+        for gpus in (1, 2)
+    )
+    assert one < two / 3
 
 
 def test_recomputing_takes_half_as_long_again() -> None:
