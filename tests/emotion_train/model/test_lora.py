@@ -133,6 +133,14 @@ def test_exactly_adapter_and_head_are_trained_and_all_in_float32(plain: str, pre
     assert all("lora_" in name or "score.modules_to_save" in name for name in trainable)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_no_random_number_is_drawn_that_the_model_does_not_hold(plain: str, precision: Any) -> None:
+    """PEFT would draw those of each adapter from the global stream, to be replaced here."""
+    before = torch.get_rng_state()
+    build_classifier(plain, precision, 3, LORA, 1, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_start_depends_on_the_seed_alone(plain: str) -> None:
     def start(seed: int, precision: Any) -> dict[str, torch.Tensor]:
         torch.rand(seed + 3)
