@@ -11,9 +11,9 @@
 
 The clock runs from before `accelerate launch`, or Python, begins to the end of the second step, or
 of the first batch of posts. Each part is what the main thread did between two seams, and each waits
-for the one before: together they are the critical path. Beside them run the reading of the base and
-the fetching of kernels, whose own times are told, with the seconds that the main thread waited for
-bytes. The second step is taken for what a step costs when all is there.
+for the one before: together they are the critical path. Beside them run the reading of the base,
+its way to the GPU and the fetching of kernels, whose own times are told, with the seconds that the
+main thread waited for bytes. The second step is taken for what a step costs when all is there.
 
 `--places`: where the base lies, folder (as it is given), nf4 or bf16 (staged in FOLDER-nf4 beside
 it, made where it is missing), or those in the local S3 server (s3-nf4), where data set, run and
@@ -391,6 +391,11 @@ def child(words: list[str]) -> None:
     def of_pieces(module: Any) -> None:
         module._Pieces._piece = waiting(noted, module._Pieces._piece)
 
+    def of_pieces_on_device(module: Any) -> None:
+        module.PiecesOnDevice.put = timed(
+            noted, module.PiecesOnDevice.put, "base brought to the GPU", lambda given: len(given[2])
+        )
+
     def of_kernels(module: Any) -> None:
         module.BuiltKernels.fetch = timed(noted, module.BuiltKernels.fetch, "kernels fetched")
 
@@ -401,6 +406,7 @@ def child(words: list[str]) -> None:
     special: dict[str, Callable[[Any], None]] = {
         "emotion_train.bases.staged": of_staged,
         "emotion_train.model.staged_weights": of_pieces,
+        "emotion_train.model.pieces_on_device": of_pieces_on_device,
         "emotion_train.model.built_kernels": of_kernels,
         "emotion_train.training.trainer": lambda module: steps(noted, module.Trainer),
         "emotion_train.evaluation.adapter": of_answers,

@@ -130,6 +130,10 @@ def train(
 
         import torch
 
+        from emotion_train.model.pieces_on_device import bring_to, gpu_of_process
+
+        bring_to(ahead, gpu_of_process(environment), config.model.precision)
+
         from emotion_train.processes.interruption import Interruptions
         from emotion_train.processes.ranks import is_about_contact, lost_contact
         from emotion_train.training.microbatch import settle

@@ -1,5 +1,6 @@
 """Reading a base ahead of its use: while libraries are imported and a run is checked, threads read
-the bytes of a staged base into plain memory and verify them.
+the bytes of a staged base into plain memory, verify them, and bring them to the GPU once it is
+known (`model/pieces_on_device.py`).
 
 Reading ahead refuses nothing and waits for no store: the code that needs the bytes meets any
 problem again and reports it. The price is host memory, up to `room_bytes` until the model has taken
@@ -9,12 +10,15 @@ the bytes, and wasted reads where the start is refused later.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
 from emotion_train.bases.architecture import text_model
 from emotion_train.bases.depth import Layers
 from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.pieces_ahead import Put
+from emotion_train.bases.staged import StagedBase
 
 
 class BaseAhead:
@@ -25,7 +29,7 @@ class BaseAhead:
     def __init__(self, name: str, layers: Layers | None, room_bytes: int) -> None:
         self._name, self._layers, self._room_bytes = name, layers, room_bytes
         self._found: BaseFiles | None = None
-        self._closed = False
+        self._closed = self._moves = False
         self._lock = threading.Lock()
         self._looked = threading.Event()
 
@@ -45,6 +49,22 @@ class BaseAhead:
         """The base's files. Raises as `BaseFiles.find`, called again if the thread failed."""
         self._looked.wait()
         return BaseFiles.find(self._name, self._layers) if self._found is None else self._found
+
+    def move(self, put_for: Callable[[StagedBase], Put | None]) -> None:
+        """Move what is read ahead of a staged base by the `Put` that `put_for` gives, as
+        `PiecesAhead.move` does; in a thread, which ends quietly where it fails. Only the first call
+        counts.
+        """
+        if not self._moves:
+            self._moves = True
+            threading.Thread(target=self._move, args=(put_for,), name="base", daemon=True).start()
+
+    def _move(self, put_for: Callable[[StagedBase], Put | None]) -> None:
+        self._looked.wait()
+        staged = None if self._found is None else self._found.staged
+        with suppress(Exception):  # the pieces wait where they are
+            if staged is not None and not self._closed and (put := put_for(staged)) is not None:
+                staged.move_ahead(put)
 
     def _work(self) -> None:
         try:

@@ -20,12 +20,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from emotion_train.bases.depth import is_read
-from emotion_train.bases.pieces_ahead import PiecesAhead, Place
+from emotion_train.bases.pieces_ahead import PiecesAhead, Place, Put
 from emotion_train.config import Precision
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import ObjectChanged, ObjectNotFound, WrongRequest
@@ -241,7 +239,12 @@ class StagedBase:
         fitting = places[: max(0, room_bytes) // self.index.piece_bytes]
         self._ahead = PiecesAhead(fitting, self.index.piece_size, self.read_piece)
 
-    def taken_ahead(self, piece: Place) -> npt.NDArray[np.uint8] | None:
+    def move_ahead(self, put: Put) -> None:
+        """Move what is read ahead as `PiecesAhead.move` does."""
+        if self._ahead is not None:
+            self._ahead.move(put)
+
+    def taken_ahead(self, piece: Place) -> Any:
         """The piece as by `PiecesAhead.take`; None where nothing is read ahead."""
         return None if self._ahead is None else self._ahead.take(piece)
 

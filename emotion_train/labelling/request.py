@@ -18,7 +18,7 @@ from emotion_train.console import counted
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
-from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, open_classifier
+from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, begin_on_device, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision, read_decision
 from emotion_train.evaluation.members import averaged, facts_together
 from emotion_train.labelling.job import (
@@ -265,10 +265,12 @@ def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
     with base_ahead(loading) as ahead:
         import torch
 
-        from emotion_train.labelling.scorer import AdapterScorer
-
         if request.loading.device == "auto" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
+        begin_on_device(loading, ahead)
+
+        from emotion_train.labelling.scorer import AdapterScorer
+
         return AdapterScorer(open_classifier(loading, ahead))
 
 

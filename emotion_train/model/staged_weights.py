@@ -3,7 +3,8 @@
 Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own
 (page-locked for a GPU), verified there and copied to the device while the next ones are on their
 way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base, beside those that were
-read ahead before there was a device (`BaseAhead`), which are copied into the same buffers. Hashing
+read ahead (`BaseAhead`), which are copied into the same buffers if they did not reach the device
+before (`pieces_on_device.py`), where only their place changes. Hashing
 costs a core 0.8 s a GiB, on as many cores as there are. Every process reads the whole base: eight
 ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket. Where the engine
 shards the base, each process also holds all of it in host memory until it is cut.
@@ -17,10 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from emotion_train.bases.pieces_ahead import Place
 from emotion_train.bases.staged import StagedBase, StagedPart, StagedTensor
 from emotion_train.errors import StorageError
 from emotion_train.model.precision import Codes4bit
@@ -68,6 +70,11 @@ def _empty(part: StagedPart, device: torch.device) -> torch.Tensor:
     )
 
 
+class _Piece(NamedTuple):
+    bytes_B: torch.Tensor
+    is_buffer: bool  # on the host, to be read into again
+
+
 class _Pieces:
     """The bytes of the objects one after the other, read ahead; a with statement ends its
     threads.
@@ -88,11 +95,11 @@ class _Pieces:
         self._todo = deque(staged.index.places(wanted))
         count = min(PIECES_IN_FLIGHT, len(self._todo))
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="piece")
-        self._ahead: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
+        self._ahead: deque[tuple[Place, Future[_Piece]]] = deque()
+        # buffers to read into, each with the event after which all is copied from it
+        self._free: deque[tuple[torch.Tensor, Any]] = deque()
         for _ in range(count):
-            self._ask(
-                torch.empty(staged.index.piece_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-            )
+            self._ask()
 
     def __enter__(self) -> _Pieces:
         return self
@@ -108,52 +115,66 @@ class _Pieces:
         """Copy the bytes of object `number` from `start` on; call it in the order of the bytes."""
         size, filled = self._index.piece_bytes, 0
         while filled < len(target_B):
-            buffer_B = self._piece(number, (start + filled) // size)
+            piece_B = self._piece((number, (start + filled) // size))
             first = (start + filled) % size
             count = min(size - first, len(target_B) - filled)
-            target_B[filled : filled + count].copy_(buffer_B[first : first + count], non_blocking=True)
+            # what goes back to the host is read there at once
+            target_B[filled : filled + count].copy_(
+                piece_B[first : first + count], non_blocking=target_B.is_cuda
+            )
             filled += count
 
-    def _piece(self, number: int, place: int) -> torch.Tensor:
+    def _piece(self, wanted: Place) -> torch.Tensor:
         while True:
-            ahead_number, ahead_place, buffer_B, reading = self._ahead[0]
+            place, reading = self._ahead[0]
             while not wait([reading], _LOOK_EVERY_S).done:
                 self._meanwhile()
-            reading.result()
-            if (ahead_number, ahead_place) == (number, place):
-                return buffer_B
+            piece = reading.result()
+            if place == wanted:
+                return piece.bytes_B
             self._ahead.popleft()
-            self._ask(buffer_B)
+            if piece.is_buffer:
+                copied: Any = None
+                if self._device.type == "cuda":
+                    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    copied.record(torch.cuda.current_stream(self._device))
+                self._free.append((piece.bytes_B, copied))
+            self._ask()
 
-    def _ask(self, buffer_B: torch.Tensor) -> None:
-        """Start to read the next piece into the buffer, once the copies from it are done."""
-        if not self._todo:
-            return
-        copied: Any = None
-        if self._device.type == "cuda":
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(torch.cuda.current_stream(self._device))
-        number, place = self._todo.popleft()
-        self._ahead.append(
-            (number, place, buffer_B, self._pool.submit(self._read, number, place, buffer_B, copied))
-        )
+    def _ask(self) -> None:
+        """Start to read the next piece."""
+        if self._todo:
+            place = self._todo.popleft()
+            self._ahead.append((place, self._pool.submit(self._read, place)))
 
-    def _read(self, number: int, place: int, buffer_B: torch.Tensor, copied: Any) -> None:
+    def _read(self, place: Place) -> _Piece:
         """The bytes of a piece, read ahead or now, with patience."""
+        ahead_B = self._staged.taken_ahead(place)
+        if isinstance(ahead_B, torch.Tensor):
+            return _Piece(ahead_B, is_buffer=False)
+        buffer_B = self._buffer()
+        piece_B = buffer_B.numpy()[: self._index.piece_size(place)]
+        if ahead_B is not None:
+            piece_B[:] = ahead_B
+        elif not self._closed.is_set():  # else nobody wants it any more
+            until_it_answers(
+                lambda: self._staged.read_piece(place, piece_B.data),
+                Patience(self._patience_s),
+                self._closed.wait,
+                self._tell,
+            )
+        return _Piece(buffer_B, is_buffer=True)
+
+    def _buffer(self) -> torch.Tensor:
+        """One that is free, or a new one where all are in use."""
+        try:
+            buffer_B, copied = self._free.popleft()
+        except IndexError:
+            pinned = self._device.type == "cuda"
+            return torch.empty(self._index.piece_bytes, dtype=torch.uint8, pin_memory=pinned)
         if copied is not None:
             copied.synchronize()
-        piece_B = buffer_B.numpy()[: self._index.piece_size((number, place))]
-        if (ahead_B := self._staged.taken_ahead((number, place))) is not None:
-            piece_B[:] = ahead_B
-            return
-        if self._closed.is_set():  # nobody wants it any more
-            return
-        until_it_answers(
-            lambda: self._staged.read_piece((number, place), piece_B.data),
-            Patience(self._patience_s),
-            self._closed.wait,
-            self._tell,
-        )
+        return buffer_B
 
     def _tell(self, error: StorageError) -> None:
         if self._telling.may_tell():
