@@ -341,7 +341,8 @@ SEAMS: dict[str, dict[str, tuple[str | None, str | None]]] = {
         "base_config_of": ("torch, transformers", "base's configuration"),
         "load_base": ("before the base's weights", "base's weights"),
         "build_classifier": (None, "head, adapters"),
-        "load_adapter": (None, "adapters, decoder, tokenizer"),
+        "refuse_other_tokenizer": (None, "tokenizer"),
+        "load_adapter": (None, "adapters, decoder"),
     },
 }
 

@@ -355,6 +355,8 @@ def load_adapter(
         raise WrongRequest(
             f"--precision is {precision} and {folder} is on an encoder; type --precision bf16, or fp32."
         )
+    tokenizer = PostTokenizer.load(str(folder), facts.max_length)
+    refuse_other_tokenizer(folder, facts, tokenizer)
     network, info = load_base(config, precision, len(facts.labels), device, tell=tell)
     if facts.lora is not None:
         refuse_other_base(folder, facts, config, weights_sha256=info.weights_sha256)
@@ -364,8 +366,6 @@ def load_adapter(
     model.requires_grad_(False).eval()
     if fused:
         model.fuse()
-    tokenizer = PostTokenizer.load(str(folder), facts.max_length)
-    refuse_other_tokenizer(folder, facts, tokenizer)
     return LoadedAdapter(model, tokenizer, facts.labels, facts)
 
 

@@ -40,6 +40,7 @@ from emotion_train.model.lora import (
 from tests.emotion_train.model.test_delta_net import multimodal as hybrid_multimodal
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
+from tests.helpers.touched_tensors import note_touched
 
 LABELS = ("joy", "sadness, or 悲", 'love "<3"')
 TEXTS = ["what a lovely mess", "", "so </s> tired <pad>", "日本 😀 " * 40]
@@ -467,14 +468,18 @@ def test_folder_that_is_no_adapter_is_refused(plain: str, tmp_path: Path) -> Non
         load_adapter(tmp_path, device="cpu")
 
 
-def test_folder_with_another_tokenizer_is_refused(plain: str, tmp_path: Path) -> None:
+def test_folder_with_another_tokenizer_is_refused_before_a_weight_is_read(
+    plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, info = trained(plain, "fp32")
     save(model, info, tmp_path, "fp32")
     content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     content["pre_tokenizer"]["add_prefix_space"] = True
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    touched = note_touched(monkeypatch)
     with pytest.raises(WrongRequest, match="is not the one of the training"):
         load_adapter(tmp_path, device="cpu")
+    assert not touched
 
 
 def test_saved_files_are_the_documented_ones_and_the_facts_are_complete(plain: str, tmp_path: Path) -> None:
