@@ -172,6 +172,9 @@ class PostTokenizer:
 
         No post gives special tokens, except those at its ends and padding.
         """
+        size = self.vocab_size
+        if size <= rows and all(map(self._tokenizer.id_to_token, range(size))):
+            return None  # as many ids as tokens: there is no other, which is soon known
         added = self._tokenizer.get_added_tokens_decoder()
         never = {id_ for id_, token in added.items() if token.special}
         never -= {self.bos_id, self.end_id, self.pad_id}

@@ -215,6 +215,16 @@ def larger_vocabulary(base: Path) -> None:
     (base / "tokenizer.json").write_text(json.dumps(document))
 
 
+def vocabulary_with_a_gap(base: Path) -> None:
+    """No more tokens than rows, and an id that no row has."""
+    document = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] = VOCAB + 3
+    document["model"]["merges"] = []
+    (base / "tokenizer.json").write_text(json.dumps(document))
+
+
 def bos(token: Any) -> Callable[[Path], None]:
     return lambda base: edit_json(base / "tokenizer_config.json", bos_token=token)
 
@@ -246,6 +256,7 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
     (added_token(False), f"has the token 'party' with the id {VOCAB}, and the base has {VOCAB} rows"),
     (added_token(True, bos_token="party"), "has the token 'party'"),
     (larger_vocabulary, f"has the token 'longer' with the id {VOCAB + 3}"),
+    (vocabulary_with_a_gap, f"with the id {VOCAB + 3}, and the base has {VOCAB} rows"),
     (bos("<bos>"), "names the bos_token '<bos>' and tokenizer.json beside it has no such token"),
     (bos({"content": "<bos>"}), "names the bos_token '<bos>'"),
     (bos(7), "names the bos_token 7"),
