@@ -12,6 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -111,18 +112,17 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
             device = module.get_base_layer().weight.device
             for part in (module.lora_A, module.lora_B):
                 part.to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in adapter_parameters(adapted).items():
+    own = adapter_parameters(adapted)
+    a_names = [name for name in own if ".lora_A." in name]
+    with torch.no_grad(), ThreadPoolExecutor() as pool:
+        drawn = pool.map(lambda name: _drawn(seed, name, own[name].shape), a_names)
+        for name, parameter in own.items():
             parameter.data = parameter.data.float()
-            if ".lora_A." in name:
-                # kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs
-                bound = 1 / math.sqrt(parameter.shape[1])
-                parameter.copy_(
-                    torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator(seed, name))
-                )
-            elif ".lora_B." in name:
+            if ".lora_B." in name:
                 parameter.zero_()
             parameter.requires_grad_(True)
+        for name, numbers_RI in zip(a_names, drawn, strict=True):
+            own[name].copy_(numbers_RI)
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
             # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations
@@ -135,6 +135,12 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
     if lora.dropout > 0:
         _drop_by_post(adapted, lora.dropout, encoder_product if of_encoder else product_number)
     return adapted
+
+
+def _drawn(seed: int, name: str, shape: torch.Size) -> torch.Tensor:
+    """kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs."""
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, name))
 
 
 def _drop_by_post(adapted: nn.Module, p: float, number_of: Callable[[str], int]) -> None:
