@@ -222,9 +222,6 @@ def test_pieces_go_to_the_gpu_that_the_process_gets_and_holds_the_base_on(
     assert gpu_of_process(environment) == torch.device(gpu)
 
 
-GIB = 1 << 30
-
-
 @pytest.mark.parametrize(
     ("precision", "used_gib", "base_gib", "moves"),
     [
