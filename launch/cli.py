@@ -257,6 +257,13 @@ def _add_distil(distil: argparse.ArgumentParser) -> None:
         help="share that a post's own label keeps; the rest comes from the teachers (default: %(default)g)",
     )
     distil.add_argument(
+        "--student",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="a value for the student alone, such as model.layers=0.5; may be given several times",
+    )
+    distil.add_argument(
         "--to",
         metavar="URL",
         help="where the data sets go, s3://bucket/prefix or a folder (default: DATA_URL-distil/RUN_ID)",

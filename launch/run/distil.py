@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from emotion_train.config import Config
+from emotion_train.config import Config, load_config
 from emotion_train.console import counted
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.errors import WrongRequest
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 
 MOST_FOLDS = 20
 _MOST_ID = 128
+_OF_STUDENT = ("model", "lora", "train", "loss")  # sections that --student may set
 # nobody reads a teacher's report
 _OF_TEACHERS = ("report.floor_max_rows=0", "report.examples=0", "report.bootstrap_samples=100")
 
 
 class Plan(NamedTuple):
     """The data sets and runs to make; `to` is the prefix of the data sets, `own` the share that a
-    post's own label keeps.
+    post's own label keeps. `config` is that of the teachers; the student's has its own values.
     """
 
     config: Config
+    student: tuple[str, ...]
+    student_config: Config
     run_id: str
     folds: int
     seeds: tuple[int, ...]
@@ -128,7 +131,8 @@ def plan_of(arguments: argparse.Namespace, config: Config) -> Plan:
         raise WrongRequest(f"--folds is {arguments.folds}; give 2 to {MOST_FOLDS}.")
     if not 0 <= arguments.own < 1:
         raise WrongRequest(f"--own is {arguments.own:g}; give a share from 0 to below 1, such as 0.3.")
-    if config.model.adapter is not None:
+    student = _student_config(arguments)
+    if config.model.adapter is not None or student.model.adapter is not None:
         raise WrongRequest(
             "model.adapter names an adapter that may have seen the posts of any fold, so no teacher would be"
             " out of fold; leave it out."
@@ -140,10 +144,21 @@ def plan_of(arguments: argparse.Namespace, config: Config) -> Plan:
     run_id = run_id_of(config, os.environ)
     seeds = seeds_of(arguments.seeds, config.run.seed, fewest=1)
     to = (arguments.to or f"{config.data.url.rstrip('/')}-distil/{run_id}").rstrip("/")
-    plan = Plan(config, run_id, arguments.folds, seeds, arguments.own, to)
+    own = tuple(arguments.student)
+    plan = Plan(config, own, student, run_id, arguments.folds, seeds, arguments.own, to)
     if len(longest := plan.teacher_id(plan.folds - 1, max(seeds))) > _MOST_ID:
         raise WrongRequest(f"run.id is too long for its teachers ({longest}); give a shorter one.")
     return plan
+
+
+def _student_config(arguments: argparse.Namespace) -> Config:
+    for word in arguments.student:
+        if word.partition(".")[0] not in _OF_STUDENT:
+            raise WrongRequest(
+                f"--student sets how the student is trained, and {word} is no such value; give one of"
+                f" {', '.join(_OF_STUDENT)}, such as model.layers=0.5."
+            )
+    return load_config(arguments.config, [*arguments.overrides, *arguments.student])
 
 
 def teachers_of(plan: Plan, overrides: Sequence[str]) -> list[SeedRun]:
@@ -156,7 +171,7 @@ def teachers_of(plan: Plan, overrides: Sequence[str]) -> list[SeedRun]:
 
 
 def student_of(plan: Plan, overrides: Sequence[str]) -> SeedRun:
-    return _run(plan, overrides, plan.soft_url, plan.run_id, plan.config.run.seed)
+    return _run(plan, [*overrides, *plan.student], plan.soft_url, plan.run_id, plan.config.run.seed)
 
 
 def _run(
@@ -173,7 +188,7 @@ def _lines_of(plan: Plan) -> list[str]:
         f"{plan.folds} data sets, each without a fold: {plan.fold_url(0)} …",
         f"{counted(len(runs), 'teacher')}: {', '.join(runs)}",
         f"their out-of-fold probabilities as shares, {plan.own:g} of a post's own: {plan.soft_url}",
-        f"the student: {plan.run_id}",
+        f"the student{''.join(f', {word}' for word in plan.student)}: {plan.run_id}",
     ]
 
 
@@ -239,8 +254,8 @@ def _is_published(plan: Plan, one: SeedRun) -> bool:
     from emotion_train.runs.out_of_fold import is_published
 
     index = read_index(open_store(one.value_of("data.url") or plan.config.data.url))
-    run = plan.config.run.model_copy(update={"seed": one.seed})
-    config = plan.config.model_copy(update={"run": run})
+    config = plan.student_config if one.run_id == plan.run_id else plan.config
+    config = config.model_copy(update={"run": config.run.model_copy(update={"seed": one.seed})})
     return is_published(open_store(plan.config.run.output_url), one.run_id, index, config)
 
 

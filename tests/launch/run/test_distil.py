@@ -46,7 +46,7 @@ SOFT = "soft-2-folds-seeds-5-own-0.3"
 
 def asked(folder: Path, *words: str) -> argparse.Namespace:
     values = tiny_words(folder, "train.epochs=1", "run.seed=5")
-    line = ["distil", "--folds", "2", "--seeds", "1", *words, *values]
+    line = ["distil", "--folds", "2", "--seeds", "1", "--student", "model.layers=1", *words, *values]
     return launch_cli._parser().parse_args(line)
 
 
@@ -164,7 +164,9 @@ def test_held_out_posts_are_the_same_bytes_and_the_student_answers_with_one_labe
             for old, new in zip(before.split(split).objects, index.split(split).objects, strict=True):
                 assert source.read(old.key) == store.read(new.key)
     adapter = find_adapter(str(home / "runs" / "tiny")).folder
-    assert read_facts(adapter).targets == "one"
+    facts = read_facts(adapter)
+    assert (facts.targets, facts.layers) == ("one", 1)
+    assert read_facts(find_adapter(str(home / "runs" / TEACHERS[0])).folder).layers is None
     assert read_log(open_store(str(home / "runs")), "tiny")[-1].kind == "final"
 
 
@@ -201,6 +203,9 @@ def test_teachers_of_another_request_teach_nobody(home: Path, tmp_path: Path, ch
         ((), ("model.adapter=somewhere",), "may have seen the posts of any fold"),
         ((), ("data.limit=50",), "data.limit drops posts"),
         ((), ("run.id=none",), "give run.id=NAME"),
+        (("--student", "model.layers=2"), (), r"tiny was published with another request.*model\.layers"),
+        (("--student", "run.seed=3"), (), r"and run\.seed=3 is no such value; give one of model, lora,"),
+        (("--student", "model.adapter=somewhere"), (), "may have seen the posts of any fold"),
         (("--spread",), (), "no GPU is used here"),
         (("--seeds", "0"), (), "give 1 to 100"),
     ],
