@@ -237,8 +237,8 @@ def test_a_graph_of_an_encoder_repeats_what_it_recorded_to_the_bit(
     tmp_path: Path, kind: str, pooling: str, lora: LoraSection | None
 ) -> None:
     """Other posts, other masks and other weights than those of the recording; without the graph the
-    same passes run one kernel at a time. For more than 3,072 tokens a recording adds the gradients
-    of a table's row in another order.
+    same passes run one kernel at a time. For more than 3,072 tokens PyTorch adds the gradients of
+    a table's rows by another kernel, whose order may differ in a recording.
     """
     model = made(tmp_path, kind, pooling, lora, "cuda")
     assert pays(model, 1)
