@@ -67,13 +67,13 @@ def made(base: str, lora: LoraSection | None = None, seed: int = 3) -> EmotionCl
     return build_classifier(base, "fp32", len(LABELS), lora, seed, "cpu")[0]
 
 
-def loud(model: EmotionClassifier) -> EmotionClassifier:
+def loud(model: EmotionClassifier, scale: float = 0.3) -> EmotionClassifier:
     """Heads of 0.02 give logits that hardly differ; these do."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and ("classifier" in name or "lora_B" in name):
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 
 

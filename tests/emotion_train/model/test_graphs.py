@@ -24,6 +24,7 @@ from emotion_train.model.graphs import GraphedPasses, _Recorded, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
 from emotion_train.model.loss import weighted_loss_sum
+from tests.emotion_train.model.test_encoder import loud
 from tests.helpers.tiny_models import encoder_checkpoint
 
 FAMILIES = [(kind, "cls") for kind in ENCODERS] + [("modernbert", "mean")]
@@ -40,13 +41,8 @@ def made(
     """An encoder in training, whose adapter is no longer zero."""
     changes: dict[str, Any] = {"classifier_pooling": pooling, **DROPOUT} if kind == "modernbert" else {}
     base = str(encoder_checkpoint(folder / f"{kind}-{pooling}", kind, **changes))
-    model = build_classifier(base, "bf16" if device == "cuda" else "fp32", 3, lora, 0, device)[0].train()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and ("classifier" in name or "lora_B" in name):
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
-    return model
+    model, _ = build_classifier(base, "bf16" if device == "cuda" else "fp32", 3, lora, 0, device)
+    return loud(model, 0.2).train()
 
 
 def trained_of(model: EmotionClassifier) -> list[torch.nn.Parameter]:
@@ -164,7 +160,7 @@ class NoWaiting(TorchDispatchMode):
 def test_the_passes_of_an_encoder_ask_the_device_for_no_number(
     tmp_path: Path, kind: str, pooling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what the varlen kernel is given alone: a recording cannot know other posts' lengths."""
+    """They get only what the varlen kernel is given: a recording knows no other posts' lengths."""
     model = made(tmp_path, kind, pooling, LORA)
     graphs = GraphedPasses(model, trained_of(model), lambda tokens: 0, 4096, "one")
     one, key = pack_of([3, 17, 1, 130, 3]), key_of(1, 1)
