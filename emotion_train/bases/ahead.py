@@ -29,7 +29,7 @@ class BaseAhead:
     def __init__(self, name: str, layers: Layers | None, room_bytes: int) -> None:
         self._name, self._layers, self._room_bytes = name, layers, room_bytes
         self._found: BaseFiles | None = None
-        self._closed = self._moves = False
+        self._closed = False
         self._lock = threading.Lock()
         self._looked = threading.Event()
 
@@ -52,12 +52,9 @@ class BaseAhead:
 
     def move(self, put_for: Callable[[StagedBase], Put | None]) -> None:
         """Move what is read ahead of a staged base by the `Put` that `put_for` gives, as
-        `PiecesAhead.move` does; in a thread, which ends quietly where it fails. Only the first call
-        counts.
+        `PiecesAhead.move` does; in a thread, which ends quietly where it fails.
         """
-        if not self._moves:
-            self._moves = True
-            threading.Thread(target=self._move, args=(put_for,), name="base", daemon=True).start()
+        threading.Thread(target=self._move, args=(put_for,), name="base", daemon=True).start()
 
     def _move(self, put_for: Callable[[StagedBase], Put | None]) -> None:
         self._looked.wait()

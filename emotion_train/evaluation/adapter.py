@@ -23,8 +23,6 @@ from emotion_train.sizing.fit import refusal_of_weights
 from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
-    import torch
-
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.model.ensemble import LoadedEnsemble
@@ -284,19 +282,6 @@ def base_ahead(chosen: AdapterChoice) -> BaseAhead:
     return BaseAhead(chosen.base or facts.base, facts.layers, room_ahead(gpus_of_machine()))
 
 
-def begin_on_device(chosen: AdapterChoice, ahead: BaseAhead) -> torch.device:
-    """The chosen device, to which what is read ahead begins to go: before transformers is
-    imported.
-    """
-    import torch
-
-    from emotion_train.model.pieces_on_device import bring_to
-
-    device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
-    bring_to(ahead, device, chosen.precision or read_facts(Path(chosen.adapter)).precision)
-    return device
-
-
 def load_with_progress(
     chosen: AdapterChoice, ahead: BaseAhead | None = None
 ) -> LoadedAdapter | LoadedEnsemble:
@@ -307,18 +292,23 @@ def load_with_progress(
     if ahead is None:
         with base_ahead(chosen) as begun:
             return load_with_progress(chosen, begun)
-    device = begin_on_device(chosen, ahead)
+    import torch
+
+    from emotion_train.model.pieces_on_device import bring_to
+
+    folder = Path(chosen.adapter)
+    facts = read_facts(folder)
+    device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
+    precision = chosen.precision or facts.precision
+    bring_to(ahead, device, precision)  # before transformers is imported
 
     from emotion_train.model.ensemble import load_ensemble
     from emotion_train.model.lora import base_config_of, load_adapter
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
-    folder = Path(chosen.adapter)
-    facts = read_facts(folder)
     base = base_config_of(facts, chosen.base if facts.lora is None else ahead.files(), folder)
     if device.type == "cuda":
-        precision = chosen.precision or facts.precision
         refuse_small_gpu(base.files.name, Shape.of(base.text.to_dict()), precision, memory_of(device))
     load: Callable[..., LoadedAdapter | LoadedEnsemble] = partial(load_adapter, folder)
     if chosen.more:

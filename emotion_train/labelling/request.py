@@ -18,7 +18,7 @@ from emotion_train.console import counted
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
-from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, begin_on_device, open_classifier
+from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision, read_decision
 from emotion_train.evaluation.members import averaged, facts_together
 from emotion_train.labelling.job import (
@@ -267,11 +267,11 @@ def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
 
         if request.loading.device == "auto" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
-        begin_on_device(loading, ahead)
+        classifier = open_classifier(loading, ahead)
 
-        from emotion_train.labelling.scorer import AdapterScorer
+        from emotion_train.labelling.scorer import AdapterScorer  # behind the base, which it does not need
 
-        return AdapterScorer(open_classifier(loading, ahead))
+        return AdapterScorer(classifier)
 
 
 def _own_name() -> str:

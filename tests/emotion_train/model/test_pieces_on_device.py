@@ -261,7 +261,7 @@ def test_only_an_unused_gpu_with_room_is_filled(
 def test_the_gpu_is_the_current_one_of_the_thread_that_asks(
     staged: tuple[str, Precision], monkeypatch: pytest.MonkeyPatch, initialized: bool
 ) -> None:
-    """As of one of several Slurm tasks on a machine."""
+    """Several Slurm tasks on a machine have a GPU each."""
     asked: list[torch.device] = []
     own = threading.current_thread()
 
