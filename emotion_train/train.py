@@ -94,12 +94,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 when the run is published, by this process or by an earlier one."""
+def run(arguments: argparse.Namespace, complete_environment: Callable[[], None] = lambda: None) -> int:
+    """Returns 0 when the run is published, by this process or by an earlier one.
+
+    `complete_environment` as in `train`.
+    """
     config = load_config(arguments.config, arguments.overrides)
     go_to(output_log(config))
     again = partial(_command, arguments)
-    _, final = train(config, arguments.allow_unfenced, again, os.environ, arguments.stop_after_step)
+    _, final = train(
+        config, arguments.allow_unfenced, again, os.environ, arguments.stop_after_step, complete_environment
+    )
     return published(final)
 
 
@@ -109,12 +114,14 @@ def train(
     again: Callable[[str, str], str],
     environment: Mapping[str, str],
     stop_after_step: int | None = None,
+    complete_environment: Callable[[], None] = lambda: None,
 ) -> tuple[str, Entry]:
     """Id and final entry of the run, which this process or an earlier one published.
 
     `again` makes the command that resumes the run, from its id and the kind of device;
-    `environment` holds the variables of `accelerate launch`; `stop_after_step` rehearses a
-    preemption after that step. Raises the errors of `emotion_train.errors`.
+    `environment` holds the variables of `accelerate launch`, once `complete_environment` was
+    called, just before torch is imported; `stop_after_step` rehearses a preemption after that step.
+    Raises the errors of `emotion_train.errors`.
     """
     started = datetime.now(UTC)
     require_trackers(config)
@@ -127,6 +134,7 @@ def train(
         room_bytes = room_ahead(int(environment.get("LOCAL_WORLD_SIZE", "1")))
         ahead = stack.enter_context(BaseAhead(config.model.base, config.model.layers, room_bytes))
         reading = _ask_for_index(config, data_store)
+        complete_environment()
 
         import torch
 

@@ -30,9 +30,7 @@ from launch.workload import config_on, shape_of_base
 
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 TRAINER = "emotion_train.train"
-QUIETLY = "launch.run.accelerate_quietly"
-# started by its path: `-m` would look in the current folder first, or in another package `launch`
-_QUIETLY_FILE = str(Path(__file__).with_name("accelerate_quietly.py"))
+QUIETLY, HERE = "launch.run.accelerate_quietly", "launch.run.accelerate_here"
 
 
 @dataclass(frozen=True)
@@ -233,16 +231,42 @@ def accelerate_line(
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
     `QUIETLY` is `accelerate launch` of the same environment; together with --quiet it keeps
-    tracebacks of the programs in between from following the trainer's own message. Nodes wait
-    `timeout_s` seconds for each other to start (None: torchrun's default).
+    tracebacks of the programs in between from following the trainer's own message. `HERE` starts
+    no process for a single trainer, and becomes it. Nodes wait `timeout_s` seconds for each other
+    to start (None: torchrun's default).
     """
-    line = [sys.executable, "-P", _QUIETLY_FILE, "--quiet", "--config_file", str(config_file)]
-    line += _layout(topology or Topology(()), timeout_s)
+    topology = topology or Topology(())
+    program = HERE if topology.world_size == 1 and _is_simple(config_file) else QUIETLY
+    line = [sys.executable, "-P", program_file(program), "--quiet", "--config_file", str(config_file)]
+    line += _layout(topology, timeout_s)
     line += ["-m", TRAINER]
     line += ["--config", run_config] if run_config else []
     line += ["--allow-unfenced"] if allow_unfenced else []
     line += ["--stop-after-step", str(stop_after_step)] if stop_after_step is not None else []
     return [*line, *overrides]
+
+
+def program_file(name: str) -> str:
+    """The file of `QUIETLY` or `HERE`, which are started by path: `-m` would look in the current
+    folder first, or in another package `launch`.
+    """
+    return str(Path(__file__).with_name(f"{name.rpartition('.')[2]}.py"))
+
+
+def _is_simple(config_file: Path) -> bool:
+    """Whether accelerate starts one process by this file with nothing but variables that are read
+    after torch is imported.
+    """
+    try:
+        found = yaml_file(config_file)
+    except (OSError, Unreadable):  # accelerate says what is wrong with it
+        return False
+    return (
+        isinstance(found, dict)
+        and found.get("distributed_type") == "NO"
+        and found.get("gpu_ids") in (None, "all")
+        and not {"mpirun_config", "fp8_config"} & found.keys()
+    )
 
 
 def _layout(topology: Topology, timeout_s: float | None) -> list[str]:
@@ -265,6 +289,6 @@ def printable(argv: Sequence[str]) -> str:
     import shlex
 
     words = list(argv)
-    if words[1:3] == ["-P", _QUIETLY_FILE]:
+    if words[1:2] == ["-P"] and words[2] in (program_file(QUIETLY), program_file(HERE)):
         words = ["accelerate", "launch", *(word for word in words[3:] if word != "--quiet")]
     return shlex.join(words)

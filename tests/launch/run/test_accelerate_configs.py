@@ -112,7 +112,10 @@ def test_the_files_are_these() -> None:
 @pytest.mark.slow  # quicker: test_engines.py has the adapter of several ranks, test_processes.py their start
 @pytest.mark.parametrize(
     ("config", "processes"),
-    [("cpu", 2), ("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)],
+    [
+        *(("cpu", 2), ("cpu", 3), *((name, 2) for name in FILES[1:])),
+        *(("multi_gpu_fsdp2_qlora", 1), ("one_process", 1)),
+    ],
 )
 def test_every_config_ends_with_the_adapter_of_one_process(
     folder: Path, alone: Result, config: str, processes: int

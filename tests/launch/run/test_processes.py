@@ -360,17 +360,24 @@ def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -
 # from here on with the real trainer, through the command that a person types
 
 
+# single_gpu_qlora on the CPU, by which the launcher's child is the trainer itself
+ONE_PROCESS = "distributed_type: 'NO'\nuse_cpu: true\nnum_machines: 1\nmixed_precision: 'no'\n"
+LAYOUTS = [("cpu", 1), ("cpu", 2), ("one_process", 1)]
+
+
 @contextmanager
 def launched(
     folder: Path, processes: int, words: list[str], environment: dict[str, str], config: str = "cpu"
 ) -> Iterator[subprocess.Popen[str]]:
+    if config == "one_process":
+        (folder / "one_process.yaml").write_text(f"compute_environment: LOCAL_MACHINE\n{ONE_PROCESS}")
     line = [
         sys.executable,
         "-m",
         "launch.cli",
         "run",
         "--accelerate-config",
-        config,
+        str(folder / "one_process.yaml") if config == "one_process" else config,
         "--processes",
         str(processes),
         *words,
@@ -440,13 +447,15 @@ def saved_for_a_notice(folder: Path) -> list[Entry]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_saves_and_leaves_with_33(
-    tmp_path: Path, processes: int, number: signal.Signals
+    tmp_path: Path, config: str, processes: int, number: signal.Signals
 ) -> None:
     hold_s = 0 if number == signal.SIGTERM else 600  # SIGINT does not hold
-    with launched(tmp_path, processes, run_words(tmp_path, f"preemption.hold_s={hold_s}"), {}) as process:
+    with launched(
+        tmp_path, processes, run_words(tmp_path, f"preemption.hold_s={hold_s}"), {}, config
+    ) as process:
         wait_for_checkpoint(tmp_path, process)
         process.send_signal(number)
         out = process.communicate(timeout=PATIENCE_S)[0]
@@ -458,11 +467,11 @@ def test_a_signal_to_the_launcher_saves_and_leaves_with_33(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
 def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelastic_waits(
-    tmp_path: Path, processes: int
+    tmp_path: Path, config: str, processes: int
 ) -> None:
-    with launched(tmp_path, processes, run_words(tmp_path), {"SKYPILOT_TASK_ID": "sky-1"}) as process:
+    with launched(tmp_path, processes, run_words(tmp_path), {"SKYPILOT_TASK_ID": "sky-1"}, config) as process:
         wait_for_checkpoint(tmp_path, process)
         process.terminate()
         deadline = time.monotonic() + PATIENCE_S
@@ -479,9 +488,9 @@ def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelast
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
 def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(
-    tmp_path: Path, processes: int
+    tmp_path: Path, config: str, processes: int
 ) -> None:
     gone = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
 
@@ -498,9 +507,8 @@ def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(
 
     with serving(AwsHandler) as machine:
         words = run_words(tmp_path, "preemption.notices=aws", "preemption.hold_s=600")
-        with launched(
-            tmp_path, processes, words, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}
-        ) as process:
+        place = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}
+        with launched(tmp_path, processes, words, place, config) as process:
             wait_for_checkpoint(tmp_path, process)
             machine.advice = {"noticeTime": "2030-01-02T03:00:00Z"}
             until(lambda: len(saved_for_a_notice(tmp_path)) == 1)
@@ -522,9 +530,11 @@ def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(tmp_path: Path, processes: int) -> None:
-    with launched(tmp_path, processes, run_words(tmp_path), {}) as process:
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
+def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(
+    tmp_path: Path, config: str, processes: int
+) -> None:
+    with launched(tmp_path, processes, run_words(tmp_path), {}, config) as process:
         wait_for_checkpoint(tmp_path, process)
         trainer = next(found for found in of_this_run(tmp_path) if is_trainer(found))
         os.kill(trainer, signal.SIGKILL)
@@ -533,9 +543,13 @@ def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(tmp_path: Path, 
     assert not of_this_run(tmp_path)
 
 
+TRAINER_WORD = b"emotion_train.train"
+
+
 def is_trainer(process_id: int) -> bool:
     words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
-    return words[1:3] in ([b"-m", b"emotion_train.train"], [b"-u", b"-m"]) and b"emotion_train.train" in words
+    here = words[1] == b"-P" and words[2].endswith(b"accelerate_here.py")
+    return (here or words[1:3] in ([b"-m", TRAINER_WORD], [b"-u", b"-m"])) and TRAINER_WORD in words
 
 
 def of_rank(folder: Path, rank: int) -> int:
@@ -552,9 +566,11 @@ def of_rank(folder: Path, rank: int) -> int:
 
 
 @contextmanager
-def without_a_reader(folder: Path, words: list[str], processes: int = 1) -> Iterator[subprocess.Popen[str]]:
+def without_a_reader(
+    folder: Path, words: list[str], processes: int = 1, config: str = "cpu"
+) -> Iterator[subprocess.Popen[str]]:
     """A run whose standard output and standard error have a reader for their first lines only."""
-    with launched(folder, processes, words, {}) as process:
+    with launched(folder, processes, words, {}, config) as process:
         assert process.stdout is not None
         for _ in range(3):
             process.stdout.readline()
@@ -569,10 +585,12 @@ def printed(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_without_a_reader_ends_with_0_once_it_is_published(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
+def test_a_run_without_a_reader_ends_with_0_once_it_is_published(
+    tmp_path: Path, config: str, processes: int
+) -> None:
     words = run_words(tmp_path, "train.epochs=1", f"checkpoint.local_folder={tmp_path / 'here'}")
-    with without_a_reader(tmp_path, words, processes) as process:
+    with without_a_reader(tmp_path, words, processes, config) as process:
         assert process.wait(PATIENCE_S) == 0
     assert read_log(open_store(str(tmp_path / "runs")), "tiny")[-1].kind == "final"
     assert "published at step" in printed(tmp_path)
@@ -611,10 +629,12 @@ def test_a_run_whose_words_go_to_a_full_disk_ends_with_0_once_it_is_published(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_taken_over_ends_with_34_and_leaves_nothing(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
+def test_a_run_that_is_taken_over_ends_with_34_and_leaves_nothing(
+    tmp_path: Path, config: str, processes: int
+) -> None:
     words = run_words(tmp_path)
-    with launched(tmp_path, processes, words, {}) as process:
+    with launched(tmp_path, processes, words, {}, config) as process:
         wait_for_checkpoint(tmp_path, process)
         first = checkpoints(tmp_path)[0]
         other = Writer(open_store(str(tmp_path / "runs")), "tiny", first.index_sha256, first.config_sha256)
@@ -626,12 +646,12 @@ def test_a_run_that_is_taken_over_ends_with_34_and_leaves_nothing(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("config", "processes"), LAYOUTS)
 @pytest.mark.parametrize("moment", ["starts", "trains"])
 def test_nothing_of_a_run_is_left_within_seconds_of_its_launcher_s_death(
-    tmp_path: Path, processes: int, moment: str
+    tmp_path: Path, config: str, processes: int, moment: str
 ) -> None:
-    with launched(tmp_path, processes, run_words(tmp_path), {}) as process:
+    with launched(tmp_path, processes, run_words(tmp_path), {}, config) as process:
         if moment == "trains":
             wait_for_checkpoint(tmp_path, process)
         else:

@@ -15,7 +15,7 @@ import yaml
 
 from emotion_train.config import Config, load_config
 from emotion_train.errors import WrongRequest
-from launch.run.choice import CONFIGS, accelerate_line, choose, printable
+from launch.run.choice import CONFIGS, HERE, QUIETLY, accelerate_line, choose, printable, program_file
 from launch.run.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
 
 LISTING = "0, GPU-aaaa-1, NVIDIA H200, 143771\n1, GPU-bbbb-2, NVIDIA H200, 143771\n"
@@ -251,6 +251,41 @@ def test_the_printed_line_is_the_one_a_person_would_type() -> None:
         " emotion_train.train --config run.yaml"
     )
     assert line == f"{expected} train.epochs=1 'run.id=a b'"
+
+
+SIMPLE = "distributed_type: 'NO'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        (SIMPLE, True),
+        ('distributed_type: "NO"\nuse_cpu: true\ngpu_ids: all\nmixed_precision: bf16\n', True),
+        ("distributed_type: MULTI_GPU\n", False),
+        ("distributed_type: DEEPSPEED\n", False),
+        (f"{SIMPLE}gpu_ids: '1'\n", False),  # which CUDA reads when torch is imported
+        (f"{SIMPLE}mpirun_config: {{mpirun_ccl: '1'}}\n", False),
+        (f"{SIMPLE}fp8_config: {{backend: TE}}\n", False),
+        ("- a list\n", False),
+    ],
+)
+def test_a_single_trainer_needs_no_process_between_by_a_config_of_one(
+    tmp_path: Path, text: str, here: bool
+) -> None:
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(text)
+    line = accelerate_line(path, None, [])
+    assert line[2] == program_file(HERE if here else QUIETLY)
+    assert printable(line).startswith(f"accelerate launch --config_file {path} ")
+    assert accelerate_line(path, None, [], topology=read_topology(TWO, {}))[2] == program_file(QUIETLY)
+    assert accelerate_line(tmp_path / "missing.yaml", None, [])[2] == program_file(QUIETLY)
+
+
+def test_only_the_config_of_one_gpu_needs_no_process_between() -> None:
+    programs = {path.stem: accelerate_line(path, None, [])[2] for path in CONFIGS.glob("*.yaml")}
+    assert [name for name, program in programs.items() if program == program_file(HERE)] == [
+        "single_gpu_qlora"
+    ]
 
 
 def test_the_line_of_a_node_names_its_rank_and_where_rank_0_listens() -> None:

@@ -1,0 +1,60 @@
+"""`accelerate launch` of one process, which is this one: it becomes the trainer. Starting another
+would import torch and accelerate twice, two seconds for nothing.
+
+The trainer begins to read its base and its data set first; where it needs torch, accelerate reads
+its config file and says what the trainer's environment is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from emotion_train import train
+from emotion_train.command_line import TRAIN, end_at_once, parse, quiet_libraries
+from emotion_train.edges.command_errors import Parser
+from emotion_train.edges.streams import hold
+from emotion_train.errors import TRACEBACK_VARIABLE, exit_code
+from emotion_train.processes.launcher_link import run_as_trainer
+
+# accelerate's number of threads where none is asked for; libraries read it as they are loaded
+_THREADS = ("OMP_NUM_THREADS", "1")
+
+
+def main() -> int:
+    hold(TRAIN)
+    end_at_once()
+    quiet_libraries()
+    os.environ.setdefault(*_THREADS)
+    end = sys.argv.index(train.__name__) + 1
+    parser = Parser(prog=f"{TRAIN} train")
+    train.add_arguments(parser)
+    arguments = parse(parser, sys.argv[end:])
+    return run_as_trainer(
+        lambda: exit_code(
+            TRAIN,
+            lambda: train.run(arguments, partial(_complete, sys.argv[1:end])),
+            show_traceback=bool(os.environ.get(TRACEBACK_VARIABLE)),
+        )
+    )
+
+
+def _complete(words: Sequence[str]) -> None:
+    """Give this process the environment that `accelerate launch` with these words gives to the one
+    it starts.
+    """
+    from accelerate.commands import launch
+
+    def start(arguments: argparse.Namespace) -> None:
+        _, environment = launch.prepare_simple_launcher_cmd_env(arguments)
+        os.environ.update(environment)
+
+    launch.simple_launcher = start
+    launch.launch_command(launch.launch_command_parser().parse_args(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
