@@ -7,7 +7,8 @@ rounded up) is recorded when that shape comes for the second time. What it costs
 one set of gradients, which stays between two steps, and one pool of activations, which grows with a
 larger shape. So a shape is recorded only where the largest pack still finds room outside of the
 pool; with as little memory as that the packs are so large that starting kernels costs nothing. A
-graph serves one process, not DDP's hooks.
+graph serves one process, not DDP's hooks. Where a recording fails, as by a version of transformers
+that asks the GPU for a number, training continues without.
 
 Letters: T tokens, N posts, C classes, S segments.
 """
@@ -101,7 +102,7 @@ class GraphedPasses:
 
     `passing_bytes`: what both passes over so many tokens take beside weights and optimizer.
     `most_tokens`: that a pack may have. `targets`: what its posts are labelled with. `masked` as in
-    `weighted_loss_sum`.
+    `weighted_loss_sum`. `say` is told, once, of a recording that fails.
     """
 
     def __init__(
@@ -112,8 +113,11 @@ class GraphedPasses:
         most_tokens: int,
         targets: TargetKind,
         masked: bool = False,
+        say: Callable[[str], None] = lambda words: None,
     ) -> None:
         self._model = model
+        self._say = say
+        self._fails = False
         self._targets: TargetKind = targets
         self._masked = masked
         self._parameters = list(parameters)
@@ -134,12 +138,11 @@ class GraphedPasses:
         shape = self._shape(pack)
         self._largest = max(self._largest, shape.tokens)
         if shape not in self._recorded:
-            if shape not in self._seen or len(self._recorded) >= _MOST_GRAPHS:
+            if shape not in self._seen or len(self._recorded) >= _MOST_GRAPHS or self._fails:
                 self._seen.add(shape)
                 return None
-            self._recorded[shape] = (
-                self._record(pack, shape, dropout_key) if self._has_room(shape.tokens) else None
-            )
+            has_room = self._has_room(shape.tokens)
+            self._recorded[shape] = self._record_if_able(pack, shape, dropout_key) if has_room else None
         found = self._recorded[shape]
         if found is None:
             return None
@@ -214,6 +217,22 @@ class GraphedPasses:
             self._logits(given, shape), given.targets_NC, given.weights_NC, self._targets, self._masked
         )
         return loss.detach(), list(torch.autograd.grad(loss * scale, self._parameters))
+
+    def _record_if_able(self, pack: Pack, shape: _Shape, dropout_key: int) -> _Recorded | None:
+        """None, and no further recording, where it fails; nothing was added to gradients then."""
+        device = self._model.device
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        try:
+            return self._record(pack, shape, dropout_key)
+        except RuntimeError as error:
+            if stream is not None:
+                torch.cuda.set_stream(stream)  # a recording that cannot end leaves its own
+            self._fails = True
+            self._say(
+                "passes are not recorded as CUDA graphs, which makes small models slower:"
+                f" {str(error).partition(chr(10))[0]}"
+            )
+            return None
 
     def _record(self, pack: Pack, shape: _Shape, dropout_key: int) -> _Recorded:
         device = self._model.device

@@ -158,6 +158,7 @@ class Trainer:
             train.microbatch_tokens,
             self.index.trained_targets,
             self._masked,
+            lambda words: self.tell_milestone(words),
         )
 
     def fit(self) -> None:

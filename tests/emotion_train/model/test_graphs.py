@@ -203,6 +203,25 @@ def test_packs_with_and_without_a_graph_add_up_to_the_gradients_of_a_step(
     assert len(set(first)) == 4  # of one pack, in four steps
 
 
+class Forbidden(Unrecorded):
+    """Fails in its second recording."""
+
+    def _record(self, pack: Pack, shape: Any, dropout_key: int) -> _Recorded:
+        if self._recorded:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+        return super()._record(pack, shape, dropout_key)
+
+
+def test_a_recording_that_fails_is_told_once_and_costs_the_graph_alone(tmp_path: Path) -> None:
+    model, said = made(tmp_path, "bert", "cls", None), list[str]()
+    graphs = Forbidden(model, trained_of(model), lambda tokens: 0, 4096, "one", say=said.append)
+    first, second, third = (pack_of(lengths) for lengths in (LENGTHS[0], LENGTHS[2], LENGTHS[3]))
+    answers = [graphs(one, 0.5, 1) for one in (first, first, second, second, second, third, third, first)]
+    assert [loss is not None for loss in answers] == [False, True, *[False] * 5, True]
+    (words,) = said
+    assert words.endswith("slower: operation not permitted when stream is capturing")
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_which_encoders_are_recorded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(tmp_path, kind, "cls", None)
@@ -318,3 +337,27 @@ def test_posts_that_fill_up_a_graph_of_an_encoder_change_gradients_by_rounding_a
         torch.testing.assert_close(loss, wanted_loss, rtol=1e-4, atol=0)
         ours, theirs = (torch.cat([one.flatten() for one in some]) for some in (gradients_of(model), wanted))
         assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+@pytest.mark.gpu
+def test_a_model_that_asks_the_gpu_for_a_number_trains_without_a_graph(tmp_path: Path) -> None:
+    """And one that does not is recorded after it."""
+    said: list[str] = []
+    for asks in (True, False):
+        model = made(tmp_path / str(asks), "bert", "cls", None, "cuda")
+        if asks:
+            model.layers[0].register_forward_hook(lambda layer, given, found: found[0].sum().item() and None)
+        graphs = GraphedPasses(model, trained_of(model), lambda tokens: 0, 4096, "one", say=said.append)
+        stream = torch.cuda.current_stream()
+        for key in range(4):
+            one = pack_of(LENGTHS[2], 128, seed=key)
+            model.zero_grad()
+            wanted_loss, wanted = plain(model, one, 0.25, key), gradients_of(model)
+            model.zero_grad()
+            loss = graphs(one, 0.25, key)
+            assert (loss is not None) == (key > 0 and not asks)
+            loss = plain(model, one, 0.25, key) if loss is None else loss
+            near([loss, *gradients_of(model)], [wanted_loss, *wanted])
+            assert torch.cuda.current_stream() == stream
+        assert len(said) == 1
+    assert "CUDA graphs" in said[0]
