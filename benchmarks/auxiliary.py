@@ -1,6 +1,6 @@
 """Macro-F1 of SmolLM2-135M on 15 GoEmotions labels with and without the posts that `prepare` would
-drop (`--auxiliary keep`), with a mean of the weights (train.ema) and with dropout, through the
-program's own commands.
+drop (`--auxiliary keep`), with a mean of the weights (train.ema), with dropout and with half of the
+blocks, through the program's own commands.
 
     python benchmarks/auxiliary.py                                   # all recipes, nine seeds
     python benchmarks/auxiliary.py --set goemotions-15-tds --out tds.jsonl --keep tds-runs
@@ -51,7 +51,7 @@ from emotion_train.evaluation.predictions import Predictions, predictions_from_p
 
 SPLIT = "validation"
 SET = "goemotions-15"
-EMA = "train.ema=0.99"
+EMA, HALF = "train.ema=0.99", "model.layers=0.5"
 
 
 class Recipe(NamedTuple):
@@ -67,6 +67,8 @@ RECIPES = {
     "auxiliary": Recipe("keep"),
     "auxiliary-ema": Recipe("keep", (EMA,)),
     "auxiliary-ema-dropout": Recipe("keep", (EMA, "lora.dropout=0.1")),
+    "ema-half": Recipe("drop", (EMA, HALF)),
+    "auxiliary-ema-half": Recipe("keep", (EMA, HALF)),
 }
 
 
