@@ -1,7 +1,8 @@
-"""A peer that is set up well, for speed.py: transformers' Trainer with Liger's kernels, posts of
-like length together, and the batch at which it is fastest.
+"""A peer that is set up well, for speed.py and encoders.py: transformers' Trainer with Liger's
+kernels, posts of like length together, and the batch at which it is fastest.
 
     python benchmarks/peer.py --base FOLDER --posts train.parquet --precision nf4
+    python benchmarks/peer.py --base ENCODER --posts train.parquet --each --batches 32,256
 
 sdpa attention, posts cut at 48 tokens, batches padded to their longest post and to no multiple, no
 checkpointing, fused AdamW, LoRA r=16 on q, k, v, o. Posts are sorted by length over the whole set
@@ -13,8 +14,12 @@ stderr says.
 With `--unsloth` Unsloth's classes load and adapt the model and patch the Trainer, in place of
 transformers, PEFT and Liger; all else is the same.
 
+An encoder is trained whole: weights in float32, products in bf16 by autocast, and no Liger, which
+has no kernels for one.
+
 Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, the batch, and
-the peak of the GPU's memory.
+the peak of the GPU's memory; with `--each` a list of these, one for each size of `--batches`, since
+an update of more posts is another training.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +43,8 @@ from goemotions import LABELS
 from stock_recipe import WARM_UP, Clock, adapted, base_model
 from transformers import Trainer, TrainingArguments
 
+from emotion_train.bases.architecture import text_model
+from emotion_train.bases.files import BaseFiles
 from emotion_train.data.tokenization import PostTokenizer
 
 LENGTH = 48
@@ -64,18 +72,24 @@ def main() -> None:
     )
     parser.add_argument("--base", required=True)
     parser.add_argument("--posts", required=True)
-    parser.add_argument("--precision", choices=("nf4", "bf16", "fp32"), default="nf4")
+    parser.add_argument("--precision", choices=("nf4", "bf16", "fp32"), help="of a decoder (default: nf4)")
     parser.add_argument(
         "--batches",
         default=",".join(map(str, BATCHES)),
         help="posts a batch that are tried, ascending (default: %(default)s)",
     )
+    parser.add_argument("--each", action="store_true", help="time each of --batches, not only the fastest")
+    parser.add_argument("--steps", type=int, help="batches that are timed at most (default: the whole set)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--unsloth", action="store_true", help="by the package unsloth")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    by_unsloth = unsloth_model(arguments.base, arguments.precision) if arguments.unsloth else None
-    if by_unsloth is None and find_spec("liger_kernel") is None:
+    is_encoder = text_model(BaseFiles.find(arguments.base)).is_encoder
+    if is_encoder and (arguments.precision or arguments.unsloth):
+        parser.error("an encoder is trained whole in one way; leave --precision and --unsloth out")
+    precision = arguments.precision or "nf4"
+    by_unsloth = unsloth_model(arguments.base, precision) if arguments.unsloth else None
+    if by_unsloth is None and not is_encoder and find_spec("liger_kernel") is None:
         print("peer.py: liger-kernel is not installed; the Trainer runs without its kernels", file=sys.stderr)
     tokenizer = PostTokenizer.load(arguments.base, LENGTH)
     table = pq.read_table(arguments.posts)
@@ -85,20 +99,25 @@ def main() -> None:
             tokenizer.encode(table["text"].to_pylist()), table["label"].to_pylist(), strict=True
         )
     ]
-    network = by_unsloth or adapted(
-        base_model(arguments.base, tokenizer.pad_id, arguments.precision, arguments.device)
-    )
-    network.config.pad_token_id = tokenizer.pad_id
     sizes = [size for size in map(int, arguments.batches.split(",")) if size * (WARM_UP + 1) <= len(rows)]
     if not sizes:
         parser.error(f"{len(rows)} posts make no {WARM_UP + 1} batches of the smallest of --batches")
-    best = fastest(network, rows, sizes, tokenizer.pad_id, arguments.device)
-    found = timed(network, drawn(batches(rows, best), seed=0), tokenizer.pad_id, arguments.device)
-    print(
-        json.dumps(
-            {**found._asdict(), "tokens_a_microbatch": round(best * sum(map(length, rows)) / len(rows))}
-        )
-    )
+    load = partial(base_model, arguments.base, tokenizer.pad_id)
+
+    def measured(tried: Sequence[int]) -> dict[str, Any]:
+        """The fastest of these sizes on the whole set, or on so many batches of it."""
+        network = load("fp32", arguments.device) if is_encoder else by_unsloth
+        network = network or adapted(load(precision, arguments.device))
+        network.config.pad_token_id = tokenizer.pad_id
+        best = fastest(network, rows, tried, tokenizer.pad_id, arguments.device)
+        ordered = drawn(batches(rows, best), seed=0)
+        if arguments.steps is not None:
+            ordered = ordered[: WARM_UP + arguments.steps]
+        found = timed(network, ordered, tokenizer.pad_id, arguments.device)
+        tokens = round(best * sum(map(length, rows)) / len(rows))
+        return {**found._asdict(), "tokens_a_microbatch": tokens}
+
+    print(json.dumps([measured([size]) for size in sizes] if arguments.each else measured(sizes)))
 
 
 def unsloth_model(base: str, precision: str) -> Any:

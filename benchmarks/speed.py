@@ -45,7 +45,7 @@ from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
-from launch.plan.choices import Choice, with_settings
+from launch.plan.choices import Choice, best_settings, with_settings
 from launch.plan.prices import Offer
 from launch.plan.spot import Spot
 from launch.run.choice import accelerate_line
@@ -207,28 +207,30 @@ def ours(
     return {**report["speed"], **found}
 
 
-def planned(values: list[str]) -> Choice | None:
-    """What `emotion-launch plan` expects of this run on this GPU; None for a kind that it does not
-    know.
+def planned(values: list[str], run_config: Path = MISTRAL) -> Choice | None:
+    """What `emotion-launch plan` expects of this run on this GPU; None without one, for a kind that
+    it does not know, and for one that is too small.
     """
-    kind = kind_of(torch.cuda.get_device_name())
+    kind = kind_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     if kind is None:
         return None
-    config = load_config(str(MISTRAL), values)
+    config = load_config(str(run_config), values)
     store = open_store(config.data.url)
     work = work_of(config, read_index(store), store, None)
     shape = shape_of_base(config.model.base, config.model.layers)
+    if config.train.tokens_per_microbatch == "auto":
+        best = best_settings(config, shape, work, kind, 1, Offer(), Spot(), config.model.precision)
+        return best if isinstance(best, Choice) else None
     recipe, tokens = Recipe.of(config, shape, work.labels), config.train.microbatch_tokens
     found = MicroBatch(tokens, False, estimate(recipe, tokens, False))
     return with_settings(recipe, work, kind, Layout(), Offer(), Spot(), found)
 
 
-def answer_of(script: str, checkpoint: Path, posts: Path, *words: str) -> dict[str, Any]:
-    """The line of JSON that a script beside this one prints."""
+def answer_of(script: str, checkpoint: Path, posts: Path, *words: str) -> Any:
+    """The value of the last line, JSON, that a script beside this one prints."""
     command = [sys.executable, str(HERE / script), "--base", str(checkpoint), "--posts", str(posts), *words]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return found
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
