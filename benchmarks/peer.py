@@ -243,6 +243,7 @@ def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, de
             liger_kernel_config=LIGER,
             save_strategy="no",
             logging_strategy="no",
+            logging_nan_inf_filter=False,  # each step would wait for its loss
             report_to=[],
             remove_unused_columns=False,
             dataloader_num_workers=4 if device == "cuda" else 0,
