@@ -6,10 +6,11 @@ kernels, posts of like length together, and the batch at which it is fastest.
 
 sdpa attention, posts cut at 48 tokens, batches padded to their longest post and to no multiple, no
 checkpointing, fused AdamW, LoRA r=16 on q, k, v, o. Posts are sorted by length over the whole set
-and cut into batches, whose order is drawn. Each batch size of `--batches` is tried on its longest
-batch and on batches spread over all lengths, until one does not fit; the fastest by real tokens/s
-then trains the whole set. Without the package liger-kernel the Trainer runs without it, which
-stderr says.
+and cut into batches, whose order is drawn. Each batch size of `--batches` is tried on batches
+spread over all lengths, until one does not fit; the fastest by real tokens/s then trains the whole
+set. Before the clock runs, one batch of each width is trained on: PyTorch plans its attention anew
+for each new shape, a tenth of a second each. Without the package liger-kernel the Trainer runs
+without it, which stderr says.
 
 With `--unsloth` Unsloth's classes load and adapt the model and patch the Trainer, in place of
 transformers, PEFT and Liger; all else is the same.
@@ -17,9 +18,9 @@ transformers, PEFT and Liger; all else is the same.
 An encoder is trained whole: weights in float32, products in bf16 by autocast, and no Liger, which
 has no kernels for one.
 
-Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, the batch, and
-the peak of the GPU's memory; with `--each` a list of these, one for each size of `--batches`, since
-an update of more posts is another training.
+Prints one line of JSON: posts/s and real tokens/s of the steps that count, the batch, and the peak
+of the GPU's memory; with `--each` a list of these, one for each size of `--batches`, since an
+update of more posts is another training.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ LENGTH = 48
 BATCHES = (64, 96, 128, 192, 256, 384, 512)
 # the loss over a vocabulary, which a classifier does not have, is left out
 LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "fused_linear_cross_entropy": False}
-TRIAL = 8  # batches that are timed of each size, after as many as are warm-up
+TRIAL = 8  # batches that are timed of each size
 
 
 UNSLOTH = {"lora_alpha": 32, "lora_dropout": 0, "bias": "none"}  # without dropout its LoRA kernels apply
@@ -112,7 +113,7 @@ def main() -> None:
         best = fastest(network, rows, tried, tokenizer.pad_id, arguments.device)
         ordered = drawn(batches(rows, best), seed=0)
         if arguments.steps is not None:
-            ordered = ordered[: WARM_UP + arguments.steps]
+            ordered = ordered[: arguments.steps]
         found = timed(network, ordered, tokenizer.pad_id, arguments.device)
         tokens = round(best * sum(map(length, rows)) / len(rows))
         return {**found._asdict(), "tokens_a_microbatch": tokens}
@@ -180,12 +181,17 @@ def drawn(ascending: Sequence[list[dict[str, Any]]], seed: int) -> list[list[dic
 
 
 def trial(ascending: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """The longest batch, so that a size which does not fit is seen, warm-up, and then batches
-    spread over all lengths.
+    """Batches spread over all lengths, from the shortest to the longest, by which a size that does
+    not fit is seen.
     """
-    spread = [ascending[at * len(ascending) // TRIAL] for at in range(TRIAL)]
-    warm = [ascending[-1], *(ascending[at % len(ascending)] for at in range(WARM_UP - 1))]
-    return [*warm, *spread]
+    return [ascending[at * (len(ascending) - 1) // (TRIAL - 1)] for at in range(TRIAL)]
+
+
+def each_width(ordered: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """One batch of each width, the widest first, and no fewer than `WARM_UP`."""
+    by_width = {length(batch[-1]): batch for batch in ordered}
+    found = [by_width[width] for width in sorted(by_width, reverse=True)]
+    return [found[at % len(found)] for at in range(max(len(found), WARM_UP))]
 
 
 def fastest(
@@ -211,8 +217,10 @@ def fastest(
 
 
 def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, device: str) -> Timed:
-    """Train on these batches in their order, one step each; the first `WARM_UP` do not count."""
-    size = len(ordered[0])
+    """Train on these batches in their order, one step each, after `each_width`, which does not
+    count.
+    """
+    size, warm = len(ordered[0]), each_width(ordered)
 
     def padded(posts: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         widest = max(map(length, posts))
@@ -224,7 +232,7 @@ def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, de
         labels_N = torch.tensor([post["labels"] for post in posts])
         return {"input_ids": ids_NT, "attention_mask": mask_NT, "labels": labels_N}
 
-    clock = Clock()
+    clock = Clock(len(warm))
     liger = device == "cuda" and "unsloth" not in sys.modules and find_spec("liger_kernel") is not None
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -248,12 +256,12 @@ def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, de
             remove_unused_columns=False,
             dataloader_num_workers=4 if device == "cuda" else 0,
         ),
-        train_dataset=[post for batch in ordered for post in batch],
+        train_dataset=[post for batch in (*warm, *ordered) for post in batch],
         data_collator=padded,
         callbacks=[clock],
     )
     trainer.train()
-    counted = [length(post) for batch in ordered[WARM_UP:] for post in batch]
+    counted = [length(post) for batch in ordered for post in batch]
     return Timed(
         size,
         len(counted) / clock.seconds,

@@ -13,12 +13,12 @@ are GoEmotions'. This program runs by its own command line with steps of `--batc
 is transformers' Trainer with Liger's kernels (pip install liger-kernel), posts of like length
 together and its fastest batch, on the whole set (peer.py); the stock recipe is the Trainer in nf4
 with each post padded to 128 tokens, batches of 8 and gradient checkpointing (stock_recipe.py). The
-first half of this program's steps does not count, nor the first five of the others': libraries load
-in them and kernels are built. Useful work counts
-real tokens only: 4 x linear parameters x tokens; adapters, attention and what is computed again
-count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and after
-each run, so that a GPU that runs at its power limit is compared with itself. `fp8@0.77` is fp8 with
-model.layers=0.77, whose useful work is that of the blocks it computes.
+first half of this program's steps does not count, nor the first five of the stock recipe, nor a
+batch of each width of the peer: libraries load in them, and kernels are built or chosen. Useful
+work counts real tokens only: 4 x linear parameters x tokens; adapters, attention and what is
+computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds
+before and after each run, so that a GPU that runs at its power limit is compared with itself.
+`fp8@0.77` is fp8 with model.layers=0.77, whose useful work is that of the blocks it computes.
 """
 
 from __future__ import annotations

@@ -34,16 +34,18 @@ LENGTH, BATCH, WARM_UP = 128, 8, 5
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """When the step after the warm-up began, and when the last one ended."""
+    """When the step after so many of warm-up began, and when the last one ended."""
 
-    began = ended = 0.0
+    def __init__(self, warm_up: int = WARM_UP) -> None:
+        self.warm_up = warm_up
+        self.began = self.ended = 0.0
 
     @property
     def seconds(self) -> float:
         return self.ended - self.began
 
     def on_step_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == WARM_UP:
+        if state.global_step == self.warm_up:
             wait_for_gpu()
             self.began = time.perf_counter()
 
