@@ -341,7 +341,8 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
         # a very large step was laid out in part
         whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
-    return sum(seconds) / len(seconds) + (speed.joining_s() if gpus > 1 else 0.0)
+    once = speed.updating_s() + (speed.joining_s() if gpus > 1 else 0.0)
+    return sum(seconds) / len(seconds) + once
 
 
 def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:

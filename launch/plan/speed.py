@@ -12,6 +12,7 @@ H100 and one H200.
                       and small micro-batches; passes that are recorded as CUDA graphs (below 3
                       billion parameters, encoders too, one process) cost the GPU's own time for a
                       kernel instead
+    update            clipping and AdamW, once a step: the bytes of the trained weights' states
     gathering         sharded blocks over the link of the GPUs, beside the products: a part of that
                       time, or all of it where it takes longer than they do
 
@@ -62,6 +63,15 @@ _POOLED = 15 / 16
 _LAUNCH_S = 2.0e-3, 0.74e-3  # for a block, and for each of its adapters
 _LAUNCH_FUSED_S = 0.2e-3, 0.57e-3
 _RECORDED_BLOCK_S = 0.24e-3
+# Encoders, whose passes are transformers' modules, recorded (benchmarks/encoders.py, five bases on
+# one H200, within 12 %): bytes moved beside the products for each token, block and unit of the
+# hidden size; for each weight to cast it to bf16, and where all are trained to write its gradient
+# and add it; and the seconds of a micro-batch whatever its size.
+_ENCODER_MOVED = 950
+_CAST_BYTES, _GRADIENT_BYTES = 6, 16
+_ENCODER_PASS_S = 0.8e-3
+# read and written for each trained weight to clip its gradient and by AdamW with its two moments
+_UPDATE_BYTES = 34
 _NVLINK_BYTES_PER_S = 200e9
 _PCIE_BYTES_PER_S = 10e9
 # What gathering sharded blocks beside the products adds: a share of its own time, since both use
@@ -106,6 +116,10 @@ class Speed:
         whole = self._beside(self._gpu_s(tokens), self._launching_s())
         return whole / (3 if self.recipe.lora is None else 2) / self._recompute
 
+    def updating_s(self) -> float:
+        """Seconds to clip the gradients and to update the trained weights, once a step."""
+        return _UPDATE_BYTES * self.recipe.trained_parameters / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+
     def joining_s(self) -> float:
         """Seconds to add up the adapter's float32 gradients over the GPUs, once a step."""
         return 2 * 4 * self.recipe.trained_parameters * (1 - 1 / self.layout.gpus) / self._link()
@@ -134,9 +148,16 @@ class Speed:
             / (_OF_BANDWIDTH * self.kind.bytes_per_s)
         )
         unpacked = self._unpacking_s() if self.precision == "nf4" else 0.0
-        # that of an encoder is assumed to be a decoder's
         kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused or self._recorded else 0.0
-        return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._recompute
+        beside = self._passes_s(tokens) + (self._encoder_s(tokens) if self.shape.is_encoder else 0.0)
+        return (max(products, read) + beside + unpacked + kernels) * self._recompute
+
+    def _encoder_s(self, tokens: int) -> float:
+        """Seconds between an encoder's products, its float32 weights cast anew."""
+        shape, trains_all = self.shape, self.recipe.lora is None
+        moved = _ENCODER_MOVED * shape.hidden_size * shape.num_hidden_layers * tokens
+        moved += (_CAST_BYTES + (_GRADIENT_BYTES if trains_all else 0)) * shape.parameters
+        return moved / (_OF_BANDWIDTH * self.kind.bytes_per_s) + _ENCODER_PASS_S
 
     def _computed_parameters(self) -> float:
         """Linear parameters, less the part of the last block that is computed for the posts' last

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emotion_train.bases.encoders import with_defaults
 from emotion_train.config import Config, LoraSection, example_config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
@@ -199,6 +200,45 @@ def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorde
         for gpus in (1, 2)
     )
     assert one < two / 3
+
+
+ENCODERS_MEASURED: dict[str, dict[str, Any]] = {
+    "minilm": {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
+    "bert-base": {"model_type": "bert"},
+    "roberta-large": {
+        **{"model_type": "roberta", "hidden_size": 1024, "intermediate_size": 4096},
+        **{"num_hidden_layers": 24, "num_attention_heads": 16, "max_position_embeddings": 514},
+    },
+    "modernbert-base": {"model_type": "modernbert"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "batch", "measured"),
+    [
+        ("minilm", None, 32, 10_041),
+        ("bert-base", None, 32, 4_399),
+        ("bert-base", None, 256, 11_751),
+        ("bert-base", LoraSection(), 32, 5_463),
+        ("roberta-large", None, 32, 1_778),
+        ("roberta-large", None, 256, 4_776),
+        ("modernbert-base", None, 32, 2_940),
+        ("modernbert-base", None, 256, 6_701),
+    ],
+)
+def test_the_measured_speed_of_an_encoder_is_predicted(
+    name: str, lora: LoraSection | None, batch: int, measured: float
+) -> None:
+    """One H200, as benchmarks/encoders.py measures it. MiniLM in steps of 256 posts waits for its
+    posts (26,927 a second).
+    """
+    sizes = ENCODERS_MEASURED[name]
+    shape = Shape.of(with_defaults(str(sizes["model_type"]), sizes))
+    recipe = Recipe(shape, "bf16", lora, labels=15)
+    taken = MicroBatch(8192, False, estimate(recipe, 8192, False))
+    work = some_work(batch, mean=18.7)
+    found = with_settings(recipe, work, KINDS["H200"], Layout(), Offer(), Spot(), taken)
+    assert found.posts_per_second == pytest.approx(measured, rel=0.12)
 
 
 def test_recomputing_takes_half_as_long_again() -> None:
