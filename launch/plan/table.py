@@ -136,7 +136,7 @@ def fewer_blocks(plan: Plan) -> str | None:
         return None
     return (
         f"note: {' and '.join(words)} read only the first blocks of the base; on a 135M base and 15 labels"
-        " macro-F1 with 77 or 50 % of the blocks could not be told from all (0.01 lower), with several of 28"
+        " macro-F1 with 77 or 50 % of the blocks was 0.01 lower, mostly within chance, with several of 28"
         " labels a post it lost 0.02 and 0.04; no other base is measured"
     )
 
