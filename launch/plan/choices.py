@@ -34,6 +34,9 @@ from launch.plan.spot import Spot
 from launch.workload import Work, config_on, filled
 
 _NEVER_H = 365 * 24  # a year
+# by one process with its tokenizer: 26,927 beside MiniLM on an H200 (benchmarks/encoders.py), 28 to
+# 31 thousand on two vCPUs (benchmarks/data.md)
+_READ_POSTS_PER_S = 28_000
 _MOST_EXPONENT = 100.0  # e to this is beyond any run
 
 
@@ -334,7 +337,7 @@ def with_settings(
 
 def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
     """Mean seconds of some steps; the GPU with most packs sets the pace, and the others run empty
-    packs.
+    packs. No GPU trains posts faster than its process reads them.
     """
     seconds = []
     for step, packs in zip(work.shares(gpus), work.packs(gpus, tokens), strict=True):
@@ -342,7 +345,8 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
         whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
     once = speed.updating_s() + (speed.joining_s() if gpus > 1 else 0.0)
-    return sum(seconds) / len(seconds) + once
+    read_s = min(work.global_batch_size, work.train_posts) / gpus / _READ_POSTS_PER_S
+    return max(sum(seconds) / len(seconds) + once, read_s)
 
 
 def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
