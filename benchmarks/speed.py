@@ -118,7 +118,9 @@ def main() -> None:
             computed = shape_of_base(str(arguments.folder), depth_of(run)).linear_parameters
             useful = 4 * computed * found["tokens_per_second"]
             cells = [
-                f"{run}, batches of {found['batch']}" if run.startswith(PEER) else run,
+                f"{run}, batches of {found['batch']}, padded to {found['multiple']}"
+                if run.startswith(PEER)
+                else run,
                 f"{found['tokens_a_microbatch']:,}",
                 f"{found['posts_per_second']:.0f}",
                 f"{found['tokens_per_second']:,.0f}",

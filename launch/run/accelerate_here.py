@@ -1,5 +1,5 @@
-"""`accelerate launch` of one process, which is this one: it becomes the trainer. Starting another
-would import torch and accelerate twice, two seconds for nothing.
+"""`accelerate launch` of one process, which is this one: it becomes the trainer. Another process
+would import torch and accelerate a second time.
 
 The trainer begins to read its base and its data set first; where it needs torch, accelerate reads
 its config file and says what the trainer's environment is.
