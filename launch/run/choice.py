@@ -81,7 +81,8 @@ def asked_for(
     `choose` does.
     """
     path = None if requested is None else requested_file(requested)
-    if path is not None and path.stem == "cpu":
+    # also where GPUs are visible: they are neither counted nor paid for by a run that uses none
+    if path is not None and _settings_of(path).get("use_cpu") is True:
         environment = {**environment, "DEVICE": "cpu"}
     if path is not None and path.stem == "single_gpu_qlora":
         processes = 1
@@ -257,16 +258,21 @@ def _is_simple(config_file: Path) -> bool:
     """Whether accelerate starts one process by this file with nothing but variables that are read
     after torch is imported.
     """
-    try:
-        found = yaml_file(config_file)
-    except (OSError, Unreadable):  # accelerate says what is wrong with it
-        return False
+    found = _settings_of(config_file)
     return (
-        isinstance(found, dict)
-        and found.get("distributed_type") == "NO"
+        found.get("distributed_type") == "NO"
         and found.get("gpu_ids") in (None, "all")
         and not {"mpirun_config", "fp8_config"} & found.keys()
     )
+
+
+def _settings_of(config_file: Path) -> Mapping[str, object]:
+    """Empty for a file that accelerate cannot read either; it says what is wrong with the file."""
+    try:
+        found = yaml_file(config_file)
+    except (OSError, Unreadable):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _layout(topology: Topology, timeout_s: float | None) -> list[str]:

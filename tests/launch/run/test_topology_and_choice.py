@@ -16,6 +16,7 @@ import yaml
 from emotion_train.config import Config, load_config
 from emotion_train.errors import WrongRequest
 from launch.run.choice import CONFIGS, HERE, QUIETLY, accelerate_line, choose, printable, program_file
+from launch.run.environment import THREADS, trainer_environment
 from launch.run.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
 
 LISTING = "0, GPU-aaaa-1, NVIDIA H200, 143771\n1, GPU-bbbb-2, NVIDIA H200, 143771\n"
@@ -203,6 +204,19 @@ def test_a_4_bit_base_without_a_gpu_is_refused_unless_the_cpu_is_asked_for() -> 
 
 def test_the_cpu_config_needs_no_promised_gpu() -> None:
     assert choose([], "cpu", config(), SKYPILOT).topology.world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("use", "on_cpu"), [("use_cpu: true\n", True), ("use_cpu: false\n", False), ("", False)]
+)
+def test_a_config_file_that_uses_the_cpu_asks_for_no_gpu(tmp_path: Path, use: str, on_cpu: bool) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"distributed_type: 'NO'\n{use}")
+    topology = choose(TWO[:1], str(path), config(), {}).topology
+    assert topology.on_cpu == on_cpu
+    assert topology.world_size == 1
+    # threads on the CPU are the launcher's choice, since accelerate would choose others
+    assert (THREADS in trainer_environment(topology, {})[0]) == on_cpu
 
 
 def test_an_unknown_accelerate_config_names_those_there_are() -> None:
