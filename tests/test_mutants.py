@@ -1603,7 +1603,7 @@ MUTANTS = [
         "33 is the trainer's own word",
         "launch/run/processes.py",
         "run_to_end",
-        "            say(_NO_WORD if trainers_started(folder) else _NO_START)\n",
+        "            say(_NO_WORD if trainers_started(folder) else _why_none_started(process.returncode))\n",
         "            return 33\n",
         "tests/launch/run/test_processes.py::test_a_trainer_that_overstays_is_killed_and_33_is_not_claimed_for_it",
     ),

@@ -18,6 +18,7 @@ from emotion_train.command_line import TRAIN, end_at_once, parse, quiet_librarie
 from emotion_train.edges.command_errors import Parser
 from emotion_train.edges.streams import hold
 from emotion_train.errors import TRACEBACK_VARIABLE, exit_code
+from emotion_train.processes.accelerate_refusals import REFUSALS, refusal
 from emotion_train.processes.launcher_link import run_as_trainer
 
 # accelerate's number of threads where none is asked for; libraries read it as they are loaded
@@ -44,16 +45,21 @@ def main() -> int:
 
 def _complete(words: Sequence[str]) -> None:
     """Give this process the environment that `accelerate launch` with these words gives to the one
-    it starts.
+    it starts. Raises `WrongRequest` where accelerate refuses its config file.
     """
     from accelerate.commands import launch
 
+    prepare, parser = launch.prepare_simple_launcher_cmd_env, launch.launch_command_parser()
+
     def start(arguments: argparse.Namespace) -> None:
-        _, environment = launch.prepare_simple_launcher_cmd_env(arguments)
+        _, environment = prepare(arguments)
         os.environ.update(environment)
 
     launch.simple_launcher = start
-    launch.launch_command(launch.launch_command_parser().parse_args(words))
+    try:
+        launch.launch_command(parser.parse_args(words))
+    except REFUSALS as error:
+        raise refusal(words, error) from error
 
 
 if __name__ == "__main__":

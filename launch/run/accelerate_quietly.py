@@ -15,11 +15,14 @@ from pathlib import Path
 from emotion_train.command_line import end_at_once
 from emotion_train.edges.streams import hold
 from emotion_train.errors import TRACEBACK_VARIABLE, exit_code
+from emotion_train.processes.accelerate_refusals import REFUSALS, refusal
 from emotion_train.processes.launcher_link import (
+    FOLDER_VARIABLE,
     adopting,
     end_with_launcher,
     kill_all_of,
     kill_trainers,
+    trainers_started,
 )
 
 _TRAINERS_S = 2.0  # time for the trainers to end by themselves when the launcher is gone
@@ -53,6 +56,10 @@ def _launch() -> int:
     except (DistError, ConnectionError) as error:  # between nodes, before any trainer is started
         print(f"emotion-launch: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except REFUSALS as error:
+        if (name := os.environ.get(FOLDER_VARIABLE)) and trainers_started(Path(name)):
+            raise
+        raise refusal(sys.argv, error) from error
     return 0
 
 

@@ -44,6 +44,10 @@ _NO_WORD = (
     "the trainer ended without a message (killed, or out of memory); the same command with the same run.id"
     " resumes from the last checkpoint"
 )
+_KILLED_EARLY = (
+    "{by} ended the start before its trainer began (killed, or out of memory); the same command starts it"
+    " again"
+)
 _NO_START = (
     "no trainer started on this machine; the message above says why. Each of several nodes waits"
     " distributed.timeout_s seconds for the others"
@@ -80,10 +84,11 @@ def run_to_end(
     returns.
 
     The code is 33 only where a trainer reported 33, because it promises that the newest state is
-    saved. When a signal came and the trainers failed, or were killed before they reported a code,
-    the code is 1, and comes no sooner than `hold_s` seconds after the signal. A preempted machine
-    is gone by then, and the scheduler starts the run again whatever the code; where the machine
-    still exists, a person should look. Call this function in the main thread.
+    saved. The command's own code counts where it is 2 and no trainer has started: accelerate
+    refused its config file. When a signal came and the trainers failed, or were killed before they
+    reported a code, the code is 1, and comes no sooner than `hold_s` seconds after the signal. A
+    preempted machine is gone by then, and the scheduler starts the run again whatever the code;
+    where the machine still exists, a person should look. Call this function in the main thread.
     """
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
         folder = Path(name)
@@ -101,8 +106,10 @@ def run_to_end(
             )
             return 1
         code = read_outcome(folder)
+        if code is None and process.returncode == WrongRequest.exit_code and not trainers_started(folder):
+            return WrongRequest.exit_code
         if code is None:
-            say(_NO_WORD if trainers_started(folder) else _NO_START)
+            say(_NO_WORD if trainers_started(folder) else _why_none_started(process.returncode))
         if code in (None, 1):
             _hold(signals, hold_s)
             return 1
@@ -145,6 +152,11 @@ def _listening() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _why_none_started(code: int) -> str:
+    """What to say where no trainer registered itself, by the command's own exit code."""
+    return _NO_START if code >= 0 else _KILLED_EARLY.format(by=signal.Signals(-code).name)
 
 
 def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

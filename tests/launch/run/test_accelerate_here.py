@@ -12,8 +12,10 @@ import pytest
 from accelerate.commands import launch
 
 from launch.run.accelerate_here import _complete
-from launch.run.choice import CONFIGS, HERE, accelerate_line, program_file
+from launch.run.choice import CONFIGS, HERE, QUIETLY, accelerate_line, program_file
+from launch.run.processes import run_to_end
 from tests.helpers.patience import PATIENCE_S
+from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 TEXTS = {
     "cpu": "distributed_type: 'NO'\nuse_cpu: true\nmixed_precision: 'no'\n",
@@ -74,3 +76,36 @@ def test_what_is_wrong_with_a_run_is_said_before_torch_is_there(tmp_path: Path) 
     assert f"emotion-train: There is no prepared data set at {tmp_path / 'none'}" in done.stderr
     assert "| torch" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SEVERAL = "distributed_type: MULTI_GPU\nuse_cpu: true\ngpu_ids: '-1,-1'\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "reason"),
+    [
+        (
+            HERE,
+            "distributed_type: 'NO'\nmixed_precision: nonsense\n",
+            "Unknown mixed_precision mode: nonsense.",
+        ),
+        (HERE, "distributed_type: 'NO'\ncolour: blue\n", "had unknown keys (['colour'])"),
+        (HERE, "distributed_type: 'NO'\nmixed_precision: 5\n", "AttributeError: 'int' object"),
+        (QUIETLY, "distributed_type: 'no'\n", "'no' is not a valid DistributedType"),
+        (QUIETLY, f"{SEVERAL}mixed_precision: nonsense\n", "Unknown mixed_precision mode: nonsense."),
+    ],
+)
+def test_a_config_file_that_accelerate_refuses_is_a_wrong_request(
+    tmp_path: Path, program: str, text: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_config(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"compute_environment: LOCAL_MACHINE\nnum_machines: 1\n{text}")
+    line = accelerate_line(path, None, tiny_words(tmp_path))
+    assert line[2] == program_file(program)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the launcher gives it
+    assert run_to_end(line, environment, 600) == 2  # and nobody is held
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert f"Accelerate refuses its config {path} (" in sentence
+    assert reason in sentence
+    assert sentence.endswith("; mend the file, or give another by --accelerate-config.")

@@ -132,6 +132,29 @@ def test_a_trainer_that_ends_with_0_and_no_word_has_not_published(tmp_path: Path
     assert "without a message" in words
 
 
+def test_a_wrong_request_of_accelerate_s_counts_where_no_trainer_has_started(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "refuses.py"
+    script.write_text("import sys\nsys.exit('it says why' if sys.argv[1:] else 2)\n")
+    assert run_to_end([sys.executable, str(script)], os.environ, 600) == 2
+    assert capfd.readouterr().err == ""
+    assert run_to_end([sys.executable, str(script), "1"], os.environ, 0) == 1
+    with chain(tmp_path, "os._exit(2)") as process:
+        code, words = finish(process)
+    assert code == 1
+    assert "without a message" in words
+
+
+def test_a_start_that_is_killed_before_its_trainer_registered_says_by_what(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    assert run_to_end([sys.executable, str(script)], os.environ, 0) == 1
+    assert "emotion-launch: SIGKILL ended the start before its trainer began" in capfd.readouterr().err
+
+
 def test_a_signal_reaches_the_trainer_once(tmp_path: Path) -> None:
     plan = """
 came = []
