@@ -10,12 +10,15 @@ left without a reader and cut off from its store, and an audit of all that was l
 The runs are small and real: two layers, 108 posts, 132 steps, dropout on. Each is started again
 until it is published, and is then compared with a run of the same config that nothing happened to:
 adapter and losses bit for bit. One run has one process, the next has two, and the third has one or
-two by turns, with a tolerance, since two processes add gradients in another order.
+two by turns, with a tolerance, since two processes add gradients in another order. Of the starts
+with one process, half have an accelerate config by which the launcher's child is the trainer
+itself, and the others the chain of accelerate and its trainer; their results must be equal.
 
 What happens, drawn from the seed (the timing is the machine's own):
 
     launcher, accelerate, worker, all   SIGKILL to that process, to one of the trainers, to all; by
-                                        their command lines, also while they start
+                                        their command lines, also while they start; accelerate is
+                                        the trainer where the chain has no other process
     sigterm, sigint                     to the launcher: the newest state is saved, it ends with 33
     freeze                              SIGSTOP to all, SIGCONT within two seconds
     zombie                              SIGSTOP to all; a successor claims; SIGCONT: the first must
@@ -80,6 +83,7 @@ from emotion_train.runs.published import download
 from emotion_train.runs.retention import kept_entries
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
+from launch.run.choice import HERE, QUIETLY, program_file
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.tiny_models import causal_checkpoint, encoder_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
@@ -123,6 +127,15 @@ MODERNBERT_BASE: dict[str, Any] = {
     "local_attention": 128,
     "initializer_range": 0.02,
 }
+# accelerate's config of one GPU on the CPU, by which the launcher's child becomes the trainer
+ONE_PROCESS = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_machines: 1\n"
+    "mixed_precision: 'no'\n"
+)
+HERE_SHARE = 0.5  # of the starts with one process
+# the processes of accelerate and the trainers, by a word of their command lines; HERE is both
+ACCELERATE = (program_file(QUIETLY), program_file(HERE))
+TRAINER_WORD = b"emotion_train.train"
 MACHINES = 2  # folders for states that the bucket did not take
 PATIENCE_S = 1200.0  # a busy machine is no defect
 MOST_STEPS = 24  # between two others, while it trains
@@ -232,6 +245,7 @@ class Network(FaultProxy):
 class Tally:
     disturbances: Counter[str] = field(default_factory=Counter)
     starts: int = 0
+    here: int = 0  # of the starts, those whose trainer is the launcher's child
     runs: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     entries: int = 0
@@ -318,12 +332,14 @@ class Launch:
                     found[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")
         return found
 
-    def with_module(self, module: str) -> list[int]:
-        """Those that were started by `python -m module`."""
+    def accelerate(self) -> list[int]:
+        return [one for one, line in self.processes().items() if program_of(line) in ACCELERATE]
+
+    def trainers(self) -> list[int]:
         return [
             one
             for one, line in self.processes().items()
-            if b"-m" in line and line[line.index(b"-m") + 1] == module.encode()
+            if TRAINER_WORD in line and program_of(line) != program_file(QUIETLY)
         ]
 
     def send(self, number: signal.Signals, processes: list[int]) -> None:
@@ -359,6 +375,11 @@ class Launch:
         return "nobody read what it said"
 
 
+def program_of(line: list[bytes]) -> str:
+    """The file that Python was told to run past the current folder; empty for another line."""
+    return os.fsdecode(line[2]) if line[1:2] == [b"-P"] and len(line) > 2 else ""
+
+
 class Soak:
     """One server, and run after run on it until enough has happened."""
 
@@ -381,6 +402,7 @@ class Soak:
         (folder / "tmp").mkdir()
         server.create_bucket(BUCKET)
         scale.write_base(folder / "base")
+        (folder / "one_process.yaml").write_text(ONE_PROCESS)
         prepare(str(write_posts(folder / "source")), POSTS)
         self.store = open_store(RUNS)
         self.config = load_config(None, tiny_words(folder, *WORDS, *scale.words))
@@ -441,7 +463,9 @@ class Soak:
         """
         self.run_id = f"whole-{self.lane.name}"
         rarely = ["checkpoint.every_steps=10"] if self.scale.is_large else []
-        launch = self.start(processes=self.lane.processes[0], endpoint=self.server.endpoint, words=rarely)
+        launch = self.start(
+            processes=self.lane.processes[0], endpoint=self.server.endpoint, words=rarely, here=False
+        )
         code = launch.wait(PATIENCE_S)
         assert code == 0, f"the undisturbed run ended with {code}: {launch.last_words()}"
         download(f"{RUNS}/{self.run_id}", self.folder / self.run_id)
@@ -455,13 +479,17 @@ class Soak:
         processes: int | None = None,
         endpoint: str | None = None,
         words: Sequence[str] = (),
+        here: bool = True,
     ) -> Launch:
         self.tally.starts += 1
         count = processes or self.lane.processes[self.tally.starts % len(self.lane.processes)]
+        here = here and count == 1 and self.draw.random() < HERE_SHARE
+        self.tally.here += here
         machine = self.folder / f"machine-{self.draw.randrange(MACHINES)}"
         own = [f"run.id={self.run_id}", f"lora.dropout={self.lane.dropout}"]
         words = tiny_words(self.folder, *WORDS, *self.scale.words, *own, *words)
-        run = ["run", "--accelerate-config", "cpu", "--processes", str(count)]
+        accelerate = str(self.folder / "one_process.yaml") if here else "cpu"
+        run = ["run", "--accelerate-config", accelerate, "--processes", str(count)]
         line = [sys.executable, "-m", "launch.cli", *run, *words, f"checkpoint.local_folder={machine}"]
         path = [str(Path(__file__).parent / "watched"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {
@@ -527,7 +555,7 @@ class Soak:
         if time.monotonic() < self.look_at:
             return
         self.look_at = time.monotonic() + 1
-        for one in launch.with_module("emotion_train.train"):
+        for one in launch.trainers():
             with suppress(OSError):
                 found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{one}/status").read_text())
                 self.tally.peak_bytes = max(self.tally.peak_bytes, int(found[1]) << 10 if found else 0)
@@ -546,17 +574,17 @@ class Soak:
             self.to_the_end(launch)
 
     def accelerate(self) -> None:
-        self.kill_inside("accelerate", "launch.run.accelerate_quietly")
+        self.kill_inside("accelerate", Launch.accelerate)
 
     def worker(self) -> None:
-        self.kill_inside("worker", "emotion_train.train")
+        self.kill_inside("worker", Launch.trainers)
 
-    def kill_inside(self, kind: str, module: str) -> None:
+    def kill_inside(self, kind: str, of: Callable[[Launch], list[int]]) -> None:
         launch = self.at_work()
         if not self.a_moment(launch):
             return
-        self.wait_until(lambda: bool(launch.with_module(module)) or launch.ended, launch, module)
-        if found := launch.with_module(module):
+        self.wait_until(lambda: bool(of(launch)) or launch.ended, launch, kind)
+        if found := of(launch):
             self.count(kind, launch)
             launch.send(signal.SIGKILL, [self.draw.choice(sorted(found))])
             self.to_the_end(launch)
@@ -578,8 +606,9 @@ class Soak:
         launch = self.at_work()
         if self.a_moment(launch):
             # before its handlers are there a signal ends it as it ends any program
-            begins = "launch.run.accelerate_quietly"
-            self.wait_until(lambda: bool(launch.with_module(begins)) or launch.ended, launch, begins)
+            self.wait_until(lambda: bool(launch.accelerate()) or launch.ended, launch, "accelerate")
+            if launch.ended:
+                return
             self.count(number.name.lower(), launch)
             launch.process.send_signal(number)
             self.to_the_end(launch)
@@ -731,7 +760,7 @@ class Soak:
     def place_of(self, launch: Launch, claims: list[Entry]) -> int:
         """Which of the claims is its own; -1 where none is."""
         own = {process_id for rank, process_id in launch.journals() if rank == 0}
-        own |= set(launch.with_module("emotion_train.train"))
+        own |= set(launch.trainers())
         return next((i for i, entry in enumerate(claims) if entry.metrics["process_id"] in own), -1)
 
     # the audit
@@ -782,8 +811,9 @@ class Soak:
         """Each step of each start with the order's, and whether the starts follow each other
         without a gap.
         """
-        spans, seen = [], Counter[int]()
-        for launch in self.launches:
+        spans, seen, claims = [], Counter[int](), self.claims()
+        # of two that are started at once, either may claim first
+        for launch in sorted(self.launches, key=lambda one: self.place_of(one, claims)):
             by_rank = launch.journals()
             steps = sorted(set[int]().union(*by_rank.values()))
             for step in steps:
@@ -817,7 +847,7 @@ class Soak:
             if end >= at:
                 at = first
         if at != 0:
-            self.tally.other_posts.append(f"{self.run_id}: nobody trained the steps before {at}")
+            self.tally.other_posts.append(f"{self.run_id}: nobody trained the steps before {at}: {spans}")
 
     def compare_results(self) -> None:
         folder, whole = self.folder / self.run_id, self.undisturbed[self.lane]
@@ -888,7 +918,9 @@ def table(tally: Tally, network: Network, seconds: float) -> str:
         "disturbances": tally.disturbances.total(),
         **{name.replace("_", " "): tally.disturbances[name] for name in DISTURBANCES},
         "answers spoilt": ", ".join(f"{count} {kind}" for kind, count in sorted(network.spoilt.items())),
-        "starts of `emotion-launch run`": tally.starts,
+        "starts of `emotion-launch run` / of these one process becomes the trainer": (
+            f"{tally.starts} / {tally.here}"
+        ),
         "endings": ", ".join(f"{count} with {code}" for code, count in sorted(tally.endings.items())),
         "runs": ", ".join(f"{count} of {name}" for name, count in sorted(tally.runs.items())),
         "log entries / of these checkpoints": f"{tally.entries} / {tally.checkpoints}",

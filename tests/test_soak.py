@@ -84,6 +84,8 @@ def test_the_command_that_a_person_types_keeps_its_word_whatever_happens_to_it()
     assert [rows[name] for name in names] == ["0"] * 4
     assert rows["results that differ from the undisturbed run's"] == "0"
     assert rows["processes left 15 s after their launcher"] == "0"
+    here = rows["starts of `emotion-launch run` / of these one process becomes the trainer"]
+    assert int(here.partition(" / ")[2]) >= 1
     assert "1-processes" in rows["runs"]
     assert "2-processes" in rows["runs"]
 
