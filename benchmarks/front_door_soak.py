@@ -83,8 +83,8 @@ from emotion_train.runs.published import download
 from emotion_train.runs.retention import kept_entries
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
-from launch.run.choice import HERE, QUIETLY, program_file
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.run_chain import is_accelerate, is_trainer, one_process_config
 from tests.helpers.tiny_models import causal_checkpoint, encoder_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
 
@@ -127,15 +127,7 @@ MODERNBERT_BASE: dict[str, Any] = {
     "local_attention": 128,
     "initializer_range": 0.02,
 }
-# accelerate's config of one GPU on the CPU, by which the launcher's child becomes the trainer
-ONE_PROCESS = (
-    "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_machines: 1\n"
-    "mixed_precision: 'no'\n"
-)
 HERE_SHARE = 0.5  # of the starts with one process
-# the processes of accelerate and the trainers, by a word of their command lines; HERE is both
-ACCELERATE = (program_file(QUIETLY), program_file(HERE))
-TRAINER_WORD = b"emotion_train.train"
 MACHINES = 2  # folders for states that the bucket did not take
 PATIENCE_S = 1200.0  # a busy machine is no defect
 MOST_STEPS = 24  # between two others, while it trains
@@ -333,14 +325,10 @@ class Launch:
         return found
 
     def accelerate(self) -> list[int]:
-        return [one for one, line in self.processes().items() if program_of(line) in ACCELERATE]
+        return [one for one, line in self.processes().items() if is_accelerate(line)]
 
     def trainers(self) -> list[int]:
-        return [
-            one
-            for one, line in self.processes().items()
-            if TRAINER_WORD in line and program_of(line) != program_file(QUIETLY)
-        ]
+        return [one for one, line in self.processes().items() if is_trainer(line)]
 
     def send(self, number: signal.Signals, processes: list[int]) -> None:
         for one in processes:
@@ -375,11 +363,6 @@ class Launch:
         return "nobody read what it said"
 
 
-def program_of(line: list[bytes]) -> str:
-    """The file that Python was told to run past the current folder; empty for another line."""
-    return os.fsdecode(line[2]) if line[1:2] == [b"-P"] and len(line) > 2 else ""
-
-
 class Soak:
     """One server, and run after run on it until enough has happened."""
 
@@ -402,7 +385,7 @@ class Soak:
         (folder / "tmp").mkdir()
         server.create_bucket(BUCKET)
         scale.write_base(folder / "base")
-        (folder / "one_process.yaml").write_text(ONE_PROCESS)
+        self.one_process = one_process_config(folder)
         prepare(str(write_posts(folder / "source")), POSTS)
         self.store = open_store(RUNS)
         self.config = load_config(None, tiny_words(folder, *WORDS, *scale.words))
@@ -488,7 +471,7 @@ class Soak:
         machine = self.folder / f"machine-{self.draw.randrange(MACHINES)}"
         own = [f"run.id={self.run_id}", f"lora.dropout={self.lane.dropout}"]
         words = tiny_words(self.folder, *WORDS, *self.scale.words, *own, *words)
-        accelerate = str(self.folder / "one_process.yaml") if here else "cpu"
+        accelerate = str(self.one_process) if here else "cpu"
         run = ["run", "--accelerate-config", accelerate, "--processes", str(count)]
         line = [sys.executable, "-m", "launch.cli", *run, *words, f"checkpoint.local_folder={machine}"]
         path = [str(Path(__file__).parent / "watched"), str(ROOT), os.environ.get("PYTHONPATH", "")]

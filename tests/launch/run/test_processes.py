@@ -20,8 +20,10 @@ from emotion_train.processes.launcher_link import below
 from emotion_train.runs.log import Entry, Writer, read_log
 from emotion_train.storage.open import open_store
 from launch.run.processes import run_to_end
+from tests.helpers import run_chain
 from tests.helpers.metadata_servers import AwsHandler, serving
 from tests.helpers.patience import PATIENCE_S
+from tests.helpers.run_chain import one_process_config
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 # What a launcher leaves ends within 2 s, and a busy machine may take some more to let it. Trainers
@@ -383,8 +385,6 @@ def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -
 # from here on with the real trainer, through the command that a person types
 
 
-# single_gpu_qlora on the CPU, by which the launcher's child is the trainer itself
-ONE_PROCESS = "distributed_type: 'NO'\nuse_cpu: true\nnum_machines: 1\nmixed_precision: 'no'\n"
 LAYOUTS = [("cpu", 1), ("cpu", 2), ("one_process", 1)]
 
 
@@ -392,15 +392,13 @@ LAYOUTS = [("cpu", 1), ("cpu", 2), ("one_process", 1)]
 def launched(
     folder: Path, processes: int, words: list[str], environment: dict[str, str], config: str = "cpu"
 ) -> Iterator[subprocess.Popen[str]]:
-    if config == "one_process":
-        (folder / "one_process.yaml").write_text(f"compute_environment: LOCAL_MACHINE\n{ONE_PROCESS}")
     line = [
         sys.executable,
         "-m",
         "launch.cli",
         "run",
         "--accelerate-config",
-        str(folder / "one_process.yaml") if config == "one_process" else config,
+        str(one_process_config(folder)) if config == "one_process" else config,
         "--processes",
         str(processes),
         *words,
@@ -566,13 +564,8 @@ def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(
     assert not of_this_run(tmp_path)
 
 
-TRAINER_WORD = b"emotion_train.train"
-
-
 def is_trainer(process_id: int) -> bool:
-    words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
-    here = words[1] == b"-P" and words[2].endswith(b"accelerate_here.py")
-    return (here or words[1:3] in ([b"-m", TRAINER_WORD], [b"-u", b"-m"])) and TRAINER_WORD in words
+    return run_chain.is_trainer(Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0"))
 
 
 def of_rank(folder: Path, rank: int) -> int:
