@@ -219,10 +219,11 @@ def run(
             words.append(f"run.kernels_url={place.root}/kept")
             keep_kernels(f"{folder}/kernels", f"{place.root}/kept")
         line = train_line(arguments, place, *words)
-        if start.by == "run" and line[2] == program_file(HERE):
+        if start.by == "accelerate":
+            line[1:3] = ["-m", "accelerate.commands.launch"]
+        if line[2] == program_file(HERE):
             line[1:3] = [__file__, HERE]
         else:
-            line[1:3] = ["-m", "accelerate.commands.launch"]
             at = line.index("-m", 3)
             line[at : at + 2] = [__file__, "train"]
     else:
