@@ -339,13 +339,13 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
     """Mean seconds of some steps; the GPU with most packs sets the pace, and the others run empty
     packs. No GPU trains posts faster than its process reads them.
     """
-    seconds = []
+    seconds, size = [], min(work.global_batch_size, work.train_posts)
     for step, packs in zip(work.shares(gpus), work.packs(gpus, tokens), strict=True):
         # a very large step was laid out in part
-        whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
+        whole = size / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
     once = speed.updating_s() + (speed.joining_s() if gpus > 1 else 0.0)
-    read_s = min(work.global_batch_size, work.train_posts) / gpus / _READ_POSTS_PER_S
+    read_s = size / gpus / _READ_POSTS_PER_S
     return max(sum(seconds) / len(seconds) + once, read_s)
 
 

@@ -118,7 +118,7 @@ class Speed:
 
     def updating_s(self) -> float:
         """Seconds to clip the gradients and to update the trained weights, once a step."""
-        return _UPDATE_BYTES * self.recipe.trained_parameters / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        return _UPDATE_BYTES * self.recipe.trained_parameters / self._bandwidth
 
     def joining_s(self) -> float:
         """Seconds to add up the adapter's float32 gradients over the GPUs, once a step."""
@@ -133,6 +133,11 @@ class Speed:
         return is_recorded(self.recipe, self.layout.gpus, self.gradient_checkpointing)
 
     @property
+    def _bandwidth(self) -> float:
+        """Bytes a second that kernels read and write."""
+        return _OF_BANDWIDTH * self.kind.bytes_per_s
+
+    @property
     def _recompute(self) -> float:
         """The factor on the time where forward passes are recomputed."""
         return 1.5 if self.gradient_checkpointing else 1.0
@@ -141,12 +146,7 @@ class Speed:
         fraction = (_FUSED if self._fused else _STOCK)[self.precision] if self.kind.bf16 else _EMULATED
         passes = 6 if self.recipe.lora is None else 4
         products = passes * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
-        read = (
-            2
-            * self.shape.linear_parameters
-            * _BYTES_PER_WEIGHT[self.precision]
-            / (_OF_BANDWIDTH * self.kind.bytes_per_s)
-        )
+        read = 2 * self.shape.linear_parameters * _BYTES_PER_WEIGHT[self.precision] / self._bandwidth
         unpacked = self._unpacking_s() if self.precision == "nf4" else 0.0
         kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused or self._recorded else 0.0
         beside = self._passes_s(tokens) + (self._encoder_s(tokens) if self.shape.is_encoder else 0.0)
@@ -157,7 +157,7 @@ class Speed:
         shape, trains_all = self.shape, self.recipe.lora is None
         moved = _ENCODER_MOVED * shape.hidden_size * shape.num_hidden_layers * tokens
         moved += (_CAST_BYTES + (_GRADIENT_BYTES if trains_all else 0)) * shape.parameters
-        return moved / (_OF_BANDWIDTH * self.kind.bytes_per_s) + _ENCODER_PASS_S
+        return moved / self._bandwidth + _ENCODER_PASS_S
 
     def _computed_parameters(self) -> float:
         """Linear parameters, less the part of the last block that is computed for the posts' last
@@ -187,7 +187,7 @@ class Speed:
         for group in ({"gate_proj", "up_proj"}, {"down_proj"}):
             moved += _MOVED_BY_MLP_ADAPTERS / 2 * shape.intermediate_size if group & names else 0.0
         blocks = shape.num_hidden_layers * self._computed_parameters() / shape.linear_parameters
-        return moved * tokens * blocks / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        return moved * tokens * blocks / self._bandwidth
 
     def _launching_s(self) -> float:
         block_s, adapter_s = _LAUNCH_FUSED_S if self._fused else _LAUNCH_S
@@ -221,7 +221,7 @@ class Speed:
 
     def _unpack_s(self) -> float:
         """Seconds to unpack one weight from nf4 to bf16."""
-        bound_by_memory = _NF4_BYTES_MOVED / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        bound_by_memory = _NF4_BYTES_MOVED / self._bandwidth
         return max(1 / (_UNPACKED_PER_S * self.kind.multiprocessors), bound_by_memory)
 
     def _link(self) -> float:
