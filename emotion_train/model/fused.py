@@ -438,7 +438,8 @@ class Block:
         )
         counters = self._counters_after_attention(pack)
         o, u_out = self.out.forward(at_mixed, counters)
-        h_mid, y, rstd_2 = kernels.add_rms_norm(at_h, o, self.norm_2_H, self.eps)
+        add_rms_norm = kernels.add_rms_norm_fp8 if self.gate_up.in_fp8 else kernels.add_rms_norm
+        h_mid, y, rstd_2 = add_rms_norm(at_h, o, self.norm_2_H, self.eps)
         gate_up, u_gate_up = self.gate_up.forward(y, counters)
         m, u_down = self.down.forward(
             kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), counters

@@ -11,7 +11,7 @@ Letters: T tokens, H hidden size, F intermediate size, Q query heads, K key/valu
 dimension, W = (Q + 2 K) D, I any width.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 
 from __future__ import annotations
 
@@ -36,11 +36,88 @@ def _block(size: int) -> dict[str, Any]:
     return {"block": block, "num_warps": min(16, max(1, block // 512))}
 
 
+# --- fp8 ---
+
+
+@triton.jit
+def _store_scale(scale, top):
+    """The scale of a row with these largest sizes; returns what its numbers are multiplied by."""
+    largest = tl.maximum(tl.max(top), 1e-12)
+    tl.store(scale, largest / _FP8_MAX)
+    return _FP8_MAX / largest
+
+
+@triton.jit
+def _load_float(place, at, size, whole: tl.constexpr):
+    values = tl.load(place + at) if whole else tl.load(place + at, at < size, 0.0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _store_fp8(place, at, size, values, whole: tl.constexpr):
+    if whole:
+        tl.store(place + at, values.to(tl.float8e4nv))
+    else:
+        tl.store(place + at, values.to(tl.float8e4nv), at < size)
+
+
+class Fp8(NamedTuple):
+    """A matrix in float8 (e4m3) with one float32 scale a row: codes_TI * scales_T1."""
+
+    codes_TI: torch.Tensor
+    scales_T1: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, size: int, device: torch.device) -> Fp8:
+        codes = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=device)
+        return cls(codes, torch.empty(rows, 1, dtype=torch.float32, device=device))
+
+
+@triton.jit
+def _quantize_rows(x, out, scales, size, block: tl.constexpr, held: tl.constexpr, whole: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x += row * size
+    out += row * size
+    at = tl.arange(0, block)
+    top = tl.zeros((block,), tl.float32)
+    values = ()
+    for n in tl.static_range(held):
+        value = _load_float(x, at + n * block, size, whole)
+        top = tl.maximum(top, tl.abs(value))
+        values += (value,)
+    for n in range(held * block, size, block):
+        top = tl.maximum(top, tl.abs(_load_float(x, at + n, size, whole)))
+    inverse = _store_scale(scales + row, top)
+    for n in range(held * block, size, block):
+        _store_fp8(out, at + n, size, _load_float(x, at + n, size, whole) * inverse, whole)
+    for n in tl.static_range(held):
+        _store_fp8(out, at + n * block, size, values[n] * inverse, whole)
+
+
+def quantize_rows(x_TI: torch.Tensor) -> Fp8:
+    """x in float8."""
+    rows, size = x_TI.shape
+    out = Fp8.empty(rows, size, x_TI.device)
+    block = min(1024, triton.next_power_of_2(size))
+    _quantize_rows[(rows,)](
+        x_TI,
+        *out,
+        size,
+        block,
+        held=triton.cdiv(min(size, 8192), block),  # what lies beyond these columns is read twice
+        whole=size % block == 0,
+        num_warps=max(1, block // 256),
+    )
+    return out
+
+
 # --- norms ---
 
 
 @triton.jit
-def _add_rms_norm(h, m, weight, out_h, out_y, out_rstd, size, eps, has_m: tl.constexpr, block: tl.constexpr):
+def _add_rms_norm(
+    h, m, weight, out_h, out_y, scales, out_rstd, size, eps, has_m: tl.constexpr, block: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block)
     inside = at < size
@@ -51,9 +128,12 @@ def _add_rms_norm(h, m, weight, out_h, out_y, out_rstd, size, eps, has_m: tl.con
         tl.store(out_h + row * size + at, x.to(tl.bfloat16), inside)
     rstd = tl.rsqrt(tl.sum(x * x) / size + eps)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32)
-    tl.store(
-        out_y + row * size + at, ((x * rstd).to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16), inside
-    )
+    y = ((x * rstd).to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16)
+    if scales is not None:
+        inverse = _store_scale(scales + row, tl.abs(y.to(tl.float32)))
+        tl.store(out_y + row * size + at, (y.to(tl.float32) * inverse).to(tl.float8e4nv), inside)
+    else:
+        tl.store(out_y + row * size + at, y, inside)
     tl.store(out_rstd + row, rstd)
 
 
@@ -63,14 +143,37 @@ def add_rms_norm(
     """(h + m, its RMS norm, reciprocal root mean squares in float32); without m the first is h
     itself.
     """
+    out_y = torch.empty_like(h_TH)
+    out_h, rstd_T = _normed(h_TH, m_TH, weight_H, eps, out_y, None)
+    return out_h, out_y, rstd_T
+
+
+def add_rms_norm_fp8(
+    h_TH: torch.Tensor, m_TH: torch.Tensor | None, weight_H: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, Fp8, torch.Tensor]:
+    """`add_rms_norm` with the norm in float8; its sums may be rounded otherwise."""
+    rows, size = h_TH.shape
+    out_y = Fp8.empty(rows, size, h_TH.device)
+    out_h, rstd_T = _normed(h_TH, m_TH, weight_H, eps, *out_y)
+    return out_h, out_y, rstd_T
+
+
+def _normed(
+    h_TH: torch.Tensor,
+    m_TH: torch.Tensor | None,
+    weight_H: torch.Tensor,
+    eps: float,
+    out_y: torch.Tensor,
+    scales_T1: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(h + m, reciprocal root mean squares); writes the norm."""
     rows, size = h_TH.shape
     out_h = h_TH if m_TH is None else torch.empty_like(h_TH)
-    out_y = torch.empty_like(h_TH)
     rstd_T = torch.empty(rows, dtype=torch.float32, device=h_TH.device)
     _add_rms_norm[(rows,)](
-        h_TH, m_TH, weight_H, out_h, out_y, rstd_T, size, eps, m_TH is not None, **_block(size)
+        h_TH, m_TH, weight_H, out_h, out_y, scales_T1, rstd_T, size, eps, m_TH is not None, **_block(size)
     )
-    return out_h, out_y, rstd_T
+    return out_h, rstd_T
 
 
 @triton.jit
@@ -593,107 +696,146 @@ def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None
     )
 
 
-# --- fp8 ---
+# --- SwiGLU to fp8 ---
+
+# SwiGLU to fp8 reads its input once: the results stay in registers, two of a thread in one, until
+# the row's largest is known. 4 columns a thread, and 64 registers of 1,024 threads, hold rows of
+# 32,768 columns; of a wider row the rest is read twice.
+_COLUMNS = 4
+_MOST_COLUMNS = 4096  # of 32 warps
+_HELD = 32_768
+
+
+def _held(size: int, a_turn: int) -> dict[str, Any]:
+    """How a row of so many columns is cut, `a_turn` of them by each column that a thread reads."""
+    block = min(_MOST_COLUMNS, triton.next_power_of_2(triton.cdiv(size, a_turn)))
+    return {
+        "block": block,
+        "held": triton.cdiv(min(size, _HELD), a_turn * block),
+        "whole": size % (a_turn * block) == 0,
+        "num_warps": max(1, block // (32 * _COLUMNS)),
+    }
 
 
 @triton.jit
-def _store_scale(scale, top):
-    """The scale of a row with these largest sizes; returns what its numbers are multiplied by."""
-    largest = tl.maximum(tl.max(top), 1e-12)
-    tl.store(scale, largest / _FP8_MAX)
-    return _FP8_MAX / largest
+def _pair(a, b):
+    """Both as bfloat16 in 32 bits. Written as shifts it would be undone, as the compiler sees
+    through them.
+    """
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [a, b], dtype=tl.uint32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
-def _quantize_rows(x, out, scales, size, block: tl.constexpr):
+def _first(pair):
+    return (pair << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _second(pair):
+    return (pair & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _larger(top, pair):
+    return tl.maximum(top, tl.maximum(tl.abs(_first(pair)), tl.abs(_second(pair))))
+
+
+@triton.jit
+def _swiglu_at(gate_up, at, size, whole: tl.constexpr):
+    gate = _load_float(gate_up, at, size, whole)
+    return gate * tl.sigmoid(gate) * _load_float(gate_up + size, at, size, whole)
+
+
+@triton.jit
+def _swiglu_pair(gate_up, at, size, block: tl.constexpr, whole: tl.constexpr):
+    """Of the columns `at`, and of those a block further on."""
+    return _pair(_swiglu_at(gate_up, at, size, whole), _swiglu_at(gate_up, at + block, size, whole))
+
+
+@triton.jit
+def _store_swiglu_pair(out, at, size, pair, inverse, block: tl.constexpr, whole: tl.constexpr):
+    _store_fp8(out, at, size, _first(pair) * inverse, whole)
+    _store_fp8(out, at + block, size, _second(pair) * inverse, whole)
+
+
+@triton.jit
+def _swiglu_fp8(gate_up, out, scales, size, block: tl.constexpr, held: tl.constexpr, whole: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    gate_up += row * (2 * size)
+    out += row * size
+    at = tl.arange(0, block)
     top = tl.zeros((block,), tl.float32)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        top = tl.maximum(top, tl.abs(tl.load(x + row * size + at, at < size, 0.0).to(tl.float32)))
+    pairs = ()
+    for n in tl.static_range(held):
+        pair = _swiglu_pair(gate_up, at + n * 2 * block, size, block, whole)
+        top = _larger(top, pair)
+        pairs += (pair,)
+    for n in range(held * 2 * block, size, 2 * block):
+        top = _larger(top, _swiglu_pair(gate_up, at + n, size, block, whole))
     inverse = _store_scale(scales + row, top)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        value = tl.load(x + row * size + at, at < size, 0.0).to(tl.float32) * inverse
-        tl.store(out + row * size + at, value.to(tl.float8e4nv), at < size)
-
-
-class Fp8(NamedTuple):
-    """A matrix in float8 (e4m3) with one float32 scale a row: codes_TI * scales_T1."""
-
-    codes_TI: torch.Tensor
-    scales_T1: torch.Tensor
-
-    @classmethod
-    def empty(cls, rows: int, size: int, device: torch.device) -> Fp8:
-        codes = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=device)
-        return cls(codes, torch.empty(rows, 1, dtype=torch.float32, device=device))
-
-
-def quantize_rows(x_TI: torch.Tensor) -> Fp8:
-    """x in float8."""
-    rows, size = x_TI.shape
-    out = Fp8.empty(rows, size, x_TI.device)
-    _quantize_rows[(rows,)](x_TI, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=8)
-    return out
-
-
-@triton.jit
-def _swiglu_fp8(gate_up, out, scales, size, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    place = gate_up + row * (2 * size)
-    top = tl.zeros((block,), tl.float32)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
-        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        top = tl.maximum(top, tl.abs(gate * tl.sigmoid(gate) * up))
-    inverse = _store_scale(scales + row, top)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
-        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        tl.store(out + row * size + at, (gate * tl.sigmoid(gate) * up * inverse).to(tl.float8e4nv), at < size)
+    for n in range(held * 2 * block, size, 2 * block):
+        pair = _swiglu_pair(gate_up, at + n, size, block, whole)
+        _store_swiglu_pair(out, at + n, size, pair, inverse, block, whole)
+    for n in tl.static_range(held):
+        _store_swiglu_pair(out, at + n * 2 * block, size, pairs[n], inverse, block, whole)
 
 
 def swiglu_fp8(gate_up_T2F: torch.Tensor) -> Fp8:
-    """`swiglu`, quantised without a turn through memory."""
+    """`quantize_rows(swiglu(gate_up))`, the same bits, without a turn through memory."""
     rows, size = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     out = Fp8.empty(rows, size, gate_up_T2F.device)
-    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32)
+    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, **_held(size, 2))
     return out
 
 
 @triton.jit
-def _swiglu_backward_fp8(gate_up, dout, out, scales, size, block: tl.constexpr):
+def _swiglu_backward_pair(gate_up, dout, at, size, whole: tl.constexpr):
+    """The gradients by gate and up of the columns `at`."""
+    gate = _load_float(gate_up, at, size, whole)
+    up = _load_float(gate_up + size, at, size, whole)
+    d = _load_float(dout, at, size, whole)
+    s = tl.sigmoid(gate)
+    return _pair(d * up * s * (1 + gate * (1 - s)), d * gate * s)
+
+
+@triton.jit
+def _store_gradient_pair(out, at, size, pair, inverse, whole: tl.constexpr):
+    _store_fp8(out, at, size, _first(pair) * inverse, whole)
+    _store_fp8(out + size, at, size, _second(pair) * inverse, whole)
+
+
+@triton.jit
+def _swiglu_backward_fp8(
+    gate_up, dout, out, scales, size, block: tl.constexpr, held: tl.constexpr, whole: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
-    place = gate_up + row * (2 * size)
+    gate_up += row * (2 * size)
+    dout += row * size
+    out += row * (2 * size)
+    at = tl.arange(0, block)
     top = tl.zeros((block,), tl.float32)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
-        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32)
-        s = tl.sigmoid(gate)
-        top = tl.maximum(top, tl.maximum(tl.abs(d * up * s * (1 + gate * (1 - s))), tl.abs(d * gate * s)))
+    pairs = ()
+    for n in tl.static_range(held):
+        pair = _swiglu_backward_pair(gate_up, dout, at + n * block, size, whole)
+        top = _larger(top, pair)
+        pairs += (pair,)
+    for n in range(held * block, size, block):
+        top = _larger(top, _swiglu_backward_pair(gate_up, dout, at + n, size, whole))
     inverse = _store_scale(scales + row, top)
-    for n in range(0, size, block):
-        at = n + tl.arange(0, block)
-        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
-        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32) * inverse
-        s = tl.sigmoid(gate)
-        tl.store(
-            out + row * (2 * size) + at, (d * up * s * (1 + gate * (1 - s))).to(tl.float8e4nv), at < size
-        )
-        tl.store(out + row * (2 * size) + size + at, (d * gate * s).to(tl.float8e4nv), at < size)
+    for n in range(held * block, size, block):
+        pair = _swiglu_backward_pair(gate_up, dout, at + n, size, whole)
+        _store_gradient_pair(out, at + n, size, pair, inverse, whole)
+    for n in tl.static_range(held):
+        _store_gradient_pair(out, at + n * block, size, pairs[n], inverse, whole)
 
 
 def swiglu_backward_fp8(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> Fp8:
-    """The gradient by gate and up, quantised without a turn through memory."""
+    """`quantize_rows(swiglu_backward_(gate_up, dout))`, the same bits, without a turn through
+    memory.
+    """
     rows, size = dout_TF.shape
     out = Fp8.empty(rows, 2 * size, dout_TF.device)
-    _swiglu_backward_fp8[(rows,)](
-        gate_up_T2F, dout_TF, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32
-    )
+    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, **_held(size, 1))
     return out

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +23,9 @@ from emotion_train.model.precision import Precision
 from tests.emotion_train.model.test_attention import gradients, packed, posts
 from tests.helpers import plain_kernels
 from tests.helpers.tiny_models import OWN, causal_checkpoint
+
+if TYPE_CHECKING:
+    from emotion_train.model.kernels import Fp8
 
 
 @pytest.fixture
@@ -272,11 +275,34 @@ def test_swiglu_and_quantising_kernels_are_the_plain_ones(sizes: tuple[int, ...]
     near(scales, plain_scales, 1e-5)
     near(codes.float() * scales, plain_codes.float() * plain_scales, 5e-3)
     near(codes.float() * scales, dout.float(), 5e-2)
-    for fused, whole in (
-        (kernels.swiglu_fp8(gate_up), kernels.swiglu(gate_up)),
-        (kernels.swiglu_backward_fp8(gate_up, dout), kernels.swiglu_backward_(gate_up.clone(), dout)),
-    ):
-        near(fused.codes_TI.float() * fused.scales_T1, whole.float(), 5e-2)
+
+
+@pytest.mark.gpu
+# 40,000 columns are more than the registers hold, and no whole number of blocks
+@pytest.mark.parametrize(("rows", "columns"), [(70, 96), (9, 1536), (5, 5120), (7, 32_768), (3, 40_000)])
+def test_what_is_quantised_on_its_way_has_the_bits_of_two_turns_through_memory(
+    rows: int, columns: int
+) -> None:
+    from emotion_train.model import kernels
+
+    torch.manual_seed(0)
+    gate_up, dout = random(rows, 2 * columns), random(rows, columns)
+    h, m, weight = random(rows, columns), random(rows, columns), random(columns)
+    for second in (None, m):
+        out, norm, rstd = kernels.add_rms_norm_fp8(h, second, weight, 1e-5)
+        assert torch.equal(out, kernels.add_rms_norm(h, second, weight, 1e-5)[0])
+        near(rstd, kernels.add_rms_norm(h, second, weight, 1e-5)[2], 1e-6)
+        equal_fp8(norm, kernels.quantize_rows(kernels.rms_norm_again(out, weight, rstd)))
+    equal_fp8(kernels.swiglu_fp8(gate_up), kernels.quantize_rows(kernels.swiglu(gate_up)))
+    equal_fp8(
+        kernels.swiglu_backward_fp8(gate_up, dout),
+        kernels.quantize_rows(kernels.swiglu_backward_(gate_up.clone(), dout)),
+    )
+
+
+def equal_fp8(ours: Fp8, plain: Fp8) -> None:
+    assert torch.equal(ours.scales_T1, plain.scales_T1)
+    assert torch.equal(ours.codes_TI.view(torch.uint8), plain.codes_TI.view(torch.uint8))
 
 
 @pytest.mark.gpu
