@@ -9,8 +9,9 @@ Posts are sorted by length over the whole set and cut into batches, whose order 
 size of `--batches` is tried on batches spread over all lengths, until one does not fit; the fastest
 by real tokens/s then trains the whole set, twice: each batch padded to its longest post, and to a
 multiple of 8 tokens. The faster of these counts. Before the clock runs, one batch of each width is
-trained on: PyTorch plans its attention anew for each new shape, a tenth of a second each. Without
-the package liger-kernel the Trainer runs without it, which stderr says.
+trained on: PyTorch plans its attention anew for each new shape, a tenth of a second each. A loss
+that is not a number ends the program. Without the package liger-kernel the Trainer runs without it,
+which stderr says.
 
 With `--unsloth` Unsloth's classes load and adapt the model and patch the Trainer, in place of
 transformers, PEFT and Liger; all else is the same.
@@ -28,6 +29,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import random
 import sys
 import tempfile
@@ -268,7 +270,11 @@ def timed(
         data_collator=padded,
         callbacks=[clock],
     )
-    trainer.train()
+    if not math.isfinite(trainer.train().training_loss):
+        sys.exit(
+            f"peer.py: the loss of batches of {size} is not a number, so their speed is that of no training: "
+            "products of such numbers cost a GPU less power."
+        )
     counted = [length(post) for batch in ordered for post in batch]
     return Timed(
         size,

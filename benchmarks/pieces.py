@@ -111,6 +111,13 @@ def pieces(tokens: int) -> list[Piece]:
             backward_of(lambda x: rms_norm(x, (HIDDEN,), weight, EPS), h, gradient, plus=m),
             lambda: kernels.rms_norm_backward(gradient, h, weight, rstd, m),
         ),
+        Piece(
+            "residual and norm to fp8",
+            "norm, quantised after it",
+            1,
+            lambda: kernels.quantize_rows(kernels.add_rms_norm(h, m, weight, EPS)[1]),
+            lambda: kernels.add_rms_norm_fp8(h, m, weight, EPS),
+        ),
         *attention_pieces(tokens),
         *mlp_pieces(tokens),
         Piece(
