@@ -56,10 +56,10 @@ def choose(
     """
     path, topology = asked_for(found, requested, environment, processes)
     if path is not None:
-        if path.stem == "single_gpu_qlora" and topology.nodes > 1:
+        if _starts_one(path) and topology.nodes > 1:
             raise WrongRequest(
-                f"single_gpu_qlora is for one GPU and there are {topology.nodes} nodes; type"
-                " --accelerate-config multi_gpu_ddp."
+                f"{path.stem} starts one process (distributed_type: NO) and there are {topology.nodes} nodes;"
+                " type --accelerate-config multi_gpu_ddp."
             )
         return ProcessLayout(path, f"asked for; {topology}", topology)
     if topology.on_cpu:
@@ -84,7 +84,12 @@ def asked_for(
     # also where GPUs are visible: they are neither counted nor paid for by a run that uses none
     if path is not None and _settings_of(path).get("use_cpu") is True:
         environment = {**environment, "DEVICE": "cpu"}
-    if path is not None and path.stem == "single_gpu_qlora":
+    if path is not None and _starts_one(path):
+        if processes not in (None, 1):
+            raise WrongRequest(
+                f"{path.stem} starts one process (distributed_type: NO) and --processes is {processes}; leave"
+                " --processes out, or type --accelerate-config multi_gpu_ddp."
+            )
         processes = 1
     return path, read_topology(list(found), environment, processes)
 
@@ -260,10 +265,16 @@ def _is_simple(config_file: Path) -> bool:
     """
     found = _settings_of(config_file)
     return (
-        found.get("distributed_type") == "NO"
+        _starts_one(config_file)
         and found.get("gpu_ids") in (None, "all")
         and not {"mpirun_config", "fp8_config"} & found.keys()
     )
+
+
+def _starts_one(config_file: Path) -> bool:
+    """Whether accelerate starts one process by this file, whatever --num_processes says."""
+    kind = _settings_of(config_file).get("distributed_type")
+    return kind == "NO" or kind is False  # which an unquoted NO is in YAML
 
 
 def _settings_of(config_file: Path) -> Mapping[str, object]:

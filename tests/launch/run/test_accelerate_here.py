@@ -19,6 +19,7 @@ from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 TEXTS = {
     "cpu": "distributed_type: 'NO'\nuse_cpu: true\nmixed_precision: 'no'\n",
+    "unquoted": "distributed_type: NO\nuse_cpu: false\nmixed_precision: 'no'\n",
     "half": "distributed_type: 'NO'\nuse_cpu: false\nmixed_precision: bf16\ndebug: true\n",
     "compiled": "distributed_type: 'NO'\nuse_cpu: false\ndynamo_config: {dynamo_backend: EAGER}\n",
 }

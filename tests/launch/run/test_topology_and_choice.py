@@ -20,6 +20,7 @@ from launch.run.environment import THREADS, trainer_environment
 from launch.run.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
 
 LISTING = "0, GPU-aaaa-1, NVIDIA H200, 143771\n1, GPU-bbbb-2, NVIDIA H200, 143771\n"
+SIMPLE = "distributed_type: 'NO'\n"
 TWO = parse(LISTING)
 SKYPILOT = {
     "SKYPILOT_NODE_RANK": "1",
@@ -252,10 +253,19 @@ def test_a_file_that_is_no_accelerate_config_is_refused_before_accelerate_reads_
             choose(found, str(path), config(), {})
 
 
-def test_one_gpu_of_several_is_used_when_its_config_is_asked_for() -> None:
-    assert choose(TWO, "single_gpu_qlora", config(), {}).topology.gpus == (TWO[0],)
-    with pytest.raises(WrongRequest, match="multi_gpu_ddp"):
-        choose(TWO, "single_gpu_qlora", config(), SKYPILOT)
+@pytest.mark.parametrize("own", [None, SIMPLE, "distributed_type: NO\n"])
+def test_a_config_that_starts_one_process_uses_one_gpu_of_several(own: str | None, tmp_path: Path) -> None:
+    asked = "single_gpu_qlora"
+    if own is not None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"{own}mixed_precision: 'no'\n")
+        asked = str(path)
+    assert choose(TWO, asked, config(), {}).topology.gpus == (TWO[0],)
+    assert choose(TWO, asked, config(), {}, processes=1).topology.world_size == 1
+    with pytest.raises(WrongRequest, match="2 nodes; type --accelerate-config multi_gpu_ddp"):
+        choose(TWO, asked, config(), SKYPILOT)
+    with pytest.raises(WrongRequest, match="--processes is 2; leave"):
+        choose(TWO, asked, config(), {}, processes=2)
 
 
 def test_the_printed_line_is_the_one_a_person_would_type() -> None:
@@ -265,9 +275,6 @@ def test_the_printed_line_is_the_one_a_person_would_type() -> None:
         " emotion_train.train --config run.yaml"
     )
     assert line == f"{expected} train.epochs=1 'run.id=a b'"
-
-
-SIMPLE = "distributed_type: 'NO'\n"
 
 
 @pytest.mark.parametrize(
