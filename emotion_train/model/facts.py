@@ -36,7 +36,8 @@ class AdapterFacts(BaseModel):
     `targets` is what a post is answered with: one of the labels, several of them, or shares. `lora`
     is None where every weight was trained: the folder is then a whole checkpoint, of format 3,
     which earlier versions refuse. `layers` are the first blocks of the base's `whole_layers` that
-    were read; None: all, as of adapters that do not say.
+    were read; None: all, as of adapters that do not say. `weights_sha256` is written by
+    `save_adapter`; adapters of earlier versions have none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,7 @@ class AdapterFacts(BaseModel):
     precision: Precision
     max_length: int = Field(ge=1, le=LARGEST_MAX_LENGTH)
     tokenizer_sha256: str
+    weights_sha256: str | None = None  # of the file of weights beside it
     lora: LoraSection | None
     labels: tuple[str, ...] = Field(min_length=2)
     run_id: str | None = None
@@ -138,6 +140,17 @@ def read_facts(folder: Path) -> AdapterFacts:
             f"{folder / FACTS} or {LABELS} beside it cannot be read"
             f" ({' '.join(str(error).split())[:200]}); pull the adapter again."
         ) from None
+
+
+def refuse_other_weights_file(folder: Path, facts: AdapterFacts, sha256: str) -> None:
+    """Raises `WrongRequest` unless the file of weights, which has this sha256, is the one that was
+    saved with these facts. A flipped bit mostly leaves numbers that only answer wrongly.
+    """
+    if facts.weights_sha256 not in (None, sha256):
+        raise WrongRequest(
+            f"{folder / facts.weights_file} is not the file that was saved with {FACTS} beside it (its sha256"
+            " is another), so it was damaged or replaced; pull the adapter again."
+        )
 
 
 def _refuse_later(folder: Path, facts: dict[str, Any]) -> None:

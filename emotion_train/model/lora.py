@@ -32,12 +32,13 @@ from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.dropout import PostDropout, current_of, product_number
 from emotion_train.model.encoder import is_encoder, target_pattern
 from emotion_train.model.encoder import product_number as encoder_product
-from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, WHOLE_WEIGHTS, AdapterFacts, read_facts
+from emotion_train.model.facts import FACTS, LABELS, AdapterFacts, read_facts, refuse_other_weights_file
 from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import layer_names, target_names
+from emotion_train.storage.document import file_sha256
 
 _PEFT = "base_model.model."
 _HEADS = ("score", "classifier", "classifier.out_proj")
@@ -276,7 +277,8 @@ def save_adapter(
         _write_json(folder / "adapter_config.json", _peft_config(model, facts))
     tokenizer.save(folder)
     _write_json(folder / LABELS, {"labels": list(facts.labels)})
-    _write_json(folder / FACTS, facts.model_dump(mode="json", exclude={"labels"}))
+    stored = facts.model_copy(update={"weights_sha256": file_sha256(folder / facts.weights_file)})
+    _write_json(folder / FACTS, stored.model_dump(mode="json", exclude={"labels"}))
     card = CardFacts(
         base=facts.base,
         layout=facts.layout,
@@ -436,11 +438,14 @@ def _other_depth(folder: Path, facts: AdapterFacts, given: BaseConfig) -> WrongR
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Adapter and head in the folder, under the names of a PEFT file, or all weights. Raises
-    `WrongRequest` for a damaged file.
+    `WrongRequest` for a file that is damaged or not the one that was saved.
     """
-    path = folder / WEIGHTS
-    path = path if path.is_file() else folder / WHOLE_WEIGHTS
+    facts = read_facts(folder)
+    path = folder / facts.weights_file
     try:
-        return tensors_of_file(path)
+        tensors = tensors_of_file(path)
+        if facts.weights_sha256 is not None:
+            refuse_other_weights_file(folder, facts, file_sha256(path))
+        return tensors
     except (Unreadable, OSError) as error:
         raise WrongRequest(f"{path} is damaged ({error}); pull the adapter again.") from None

@@ -23,7 +23,7 @@ from emotion_train.evaluation.predictions import (
     any_predictions_from_parquet,
     predictions_key,
 )
-from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.model.facts import AdapterFacts, read_facts, refuse_other_weights_file
 from emotion_train.report.schema import Parent
 from emotion_train.runs.adapter_cache import FoundAdapter, find_adapter
 from emotion_train.runs.log import final_entry, read_part
@@ -77,7 +77,9 @@ def read_parent(place: str) -> ParentAdapter:
     facts = read_facts(folder)
     decision = read_decision(folder, facts)
     path = folder / facts.weights_file
-    return ParentAdapter(place, facts, decision.temperature, file_sha256(path), path.read_bytes())
+    sha256 = file_sha256(path)
+    refuse_other_weights_file(folder, facts, sha256)
+    return ParentAdapter(place, facts, decision.temperature, sha256, path.read_bytes())
 
 
 def weights_sha256(place: str) -> str:

@@ -30,6 +30,7 @@ from emotion_train.runs.origin import NotInReach, Origin
 from emotion_train.runs.published import TRAINING_FILTER, training_filter
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
+from tests.helpers.tiny_adapter import write_weights
 from tests.helpers.tiny_runs import tiny_config, tiny_words, write_posts
 
 NOT_KNOWN = "Whether these posts were trained on could not be looked up: "
@@ -323,14 +324,14 @@ def test_a_run_is_evaluated_and_used_by_its_url(
 def second(home: Path) -> Path:
     """An adapter beside that of the run, as another seed would have left it."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder = home / "second"
     shutil.copytree(home / "adapter", folder)
     state = load_file(folder / WEIGHTS)
     draw = torch.Generator().manual_seed(3)
     moved = {name: one + 0.05 * torch.randn(one.shape, generator=draw) for name, one in state.items()}
-    save_file(moved, folder / WEIGHTS, metadata={"format": "pt"})
+    write_weights(folder, moved)
     return folder
 
 

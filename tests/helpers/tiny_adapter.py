@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.config import load_config
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
+from emotion_train.storage.document import file_sha256
 from tests.helpers.labelling_jobs import LABELS as NAMES
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_adapter(folder: Path, real: bool = True, seed: int = 0, max_length: int = 96) -> Path:
@@ -35,6 +40,15 @@ def write_adapter(folder: Path, real: bool = True, seed: int = 0, max_length: in
     (folder / WEIGHTS).write_bytes(b"none")
     (folder / "tokenizer.json").write_text("{}")
     return folder
+
+
+def write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Give the adapter in this folder other weights, as if it had been saved with them."""
+    from safetensors.torch import save_file
+
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    facts = json.loads((folder / FACTS).read_text())
+    (folder / FACTS).write_text(json.dumps({**facts, "weights_sha256": file_sha256(folder / WEIGHTS)}))
 
 
 def _trained(folder: Path, lora: object, seed: int, max_length: int) -> Path:

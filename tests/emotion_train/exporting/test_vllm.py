@@ -28,6 +28,7 @@ from emotion_train.evaluation.decision import Decision
 from emotion_train.exporting.export import export
 from emotion_train.exporting.served import Served
 from tests.emotion_train.test_export import LABELS, MAX_LENGTH, TEXTS, adapter_on, predicted
+from tests.helpers.tiny_adapter import write_weights
 from tests.helpers.tiny_models import OWN, causal_checkpoint, gguf_base
 
 pytestmark = pytest.mark.serve
@@ -171,7 +172,7 @@ def without_adapter(adapter: Path, folder: Path) -> Path:
     still = shutil.copytree(adapter, folder / "still")
     state = load_file(still / "adapter_model.safetensors")
     zero = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in state.items()}
-    save_file(zero, still / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_weights(still, zero)
     export(still, folder / "exported", dtype="fp32", shard_bytes=1 << 40)
     (file,) = (folder / "exported").glob("*.safetensors")
     tensors = {name: one for name, one in load_file(file).items() if name != "score.weight"}

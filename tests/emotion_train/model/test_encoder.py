@@ -183,7 +183,7 @@ def test_a_saved_folder_gives_the_same_logits_here_and_by_transformers(
     facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=lora, labels=LABELS)
     save_adapter(loud(model), tmp_path, tokenizer=tokenizer, facts=facts)
     loaded = load_adapter(tmp_path, device="cpu")
-    assert loaded.facts == facts
+    assert loaded.facts.model_copy(update={"weights_sha256": None}) == facts
     texts = ["a quiet </s> garden", "x" * 90, ""]
     ids = loaded.tokenizer.encode(texts)
     rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(one).long() for one in ids], True, 3)

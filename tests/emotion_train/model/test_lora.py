@@ -25,6 +25,7 @@ from emotion_train.model import loss
 from emotion_train.model.attention import Segments
 from emotion_train.model.card import CardFacts, model_card, reload_snippet
 from emotion_train.model.dropout import Counters, key_of
+from emotion_train.model.ensemble import load_ensemble
 from emotion_train.model.facts import FACTS, AdapterFacts, read_facts
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseConfig, BaseInfo, read_config
@@ -37,6 +38,7 @@ from emotion_train.model.lora import (
     save_adapter,
     with_temperature,
 )
+from emotion_train.runs.parent import read_parent
 from tests.emotion_train.model.test_delta_net import multimodal as hybrid_multimodal
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
@@ -466,6 +468,30 @@ def test_folder_that_is_no_adapter_is_refused(plain: str, tmp_path: Path) -> Non
     (tmp_path / "labels.json").write_text('{"labels": 3}')
     with pytest.raises(WrongRequest, match="cannot be read"):
         load_adapter(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("place", [-1, -2, -4001])
+def test_a_flipped_bit_in_the_weights_is_refused(plain: str, tmp_path: Path, place: int) -> None:
+    """The numbers stay finite, so without the sha256 they would only answer otherwise."""
+    save(*trained(plain, "fp32"), tmp_path, "fp32")
+    weights = bytearray((tmp_path / "adapter_model.safetensors").read_bytes())
+    weights[place] ^= 1
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+    for load in (load_adapter, lambda folder, device: load_ensemble([folder, folder], device=device)):
+        with pytest.raises(WrongRequest, match=r"is not the file that was saved .*; pull the adapter again"):
+            load(tmp_path, device="cpu")
+    with pytest.raises(WrongRequest, match="is not the file that was saved"):
+        read_parent(str(tmp_path))
+
+
+def test_an_adapter_of_an_earlier_version_has_no_sha256_of_its_weights(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "fp32")
+    wanted = probabilities(model, save(model, info, tmp_path, "fp32"))
+    facts = json.loads((tmp_path / "emotion_train.json").read_text())
+    assert len(facts.pop("weights_sha256")) == 64
+    (tmp_path / "emotion_train.json").write_text(json.dumps(facts))
+    loaded = load_adapter(tmp_path, device="cpu")
+    torch.testing.assert_close(probabilities(loaded.model, loaded.tokenizer), wanted)
 
 
 def test_folder_with_another_tokenizer_is_refused_before_a_weight_is_read(

@@ -32,6 +32,7 @@ from emotion_train.train import _look_at_base, _look_at_parent
 from emotion_train.training.start import build_model
 from launch import cli as launch_cli
 from tests.helpers.auxiliary_posts import prepare_auxiliary
+from tests.helpers.tiny_adapter import write_weights
 from tests.helpers.tiny_runs import job_of, tiny_config, tiny_words
 
 HEAD = "base_model.model.score.weight"
@@ -78,7 +79,7 @@ def test_before_its_first_step_it_predicts_bit_for_bit_as_its_parent(home: Path,
     state = started(home)
     warm = tmp_path / "warm"
     shutil.copytree(parent, warm)
-    save_file(state, warm / WEIGHTS, metadata={"format": "pt"})
+    write_weights(warm, state)
     temperature = json.loads((parent / DECISION).read_bytes())["temperature"]
     texts = ["tea rain quiet", "never again stop", "stars"]
     raw = [one.probabilities for one in api.load_adapter(warm, device="cpu").predict(texts)]
@@ -112,7 +113,7 @@ def test_a_parent_whose_head_has_other_rows_than_labels_is_refused(
     shutil.copytree(home / "adapter", tmp_path / "edited")
     stored = load_file(tmp_path / "edited" / WEIGHTS)
     head = torch.zeros(rows, stored[HEAD].shape[1]) if rows else torch.zeros(())
-    save_file({**stored, HEAD: head}, tmp_path / "edited" / WEIGHTS, metadata={"format": "pt"})
+    write_weights(tmp_path / "edited", {**stored, HEAD: head})
     with pytest.raises(WrongRequest, match=rf"has {HEAD} of shape .* instead of \(4, 64\)"):
         started(home, adapter=str(tmp_path / "edited"))
 
@@ -155,7 +156,7 @@ def test_the_report_says_what_was_gained_and_forgotten(
     other = home / "other"
     shutil.copytree(home / "adapter", other)
     state = load_file(other / WEIGHTS)
-    save_file({name: 2 * one for name, one in state.items()}, other / WEIGHTS, metadata={"format": "pt"})
+    write_weights(other, {name: 2 * one for name, one in state.items()})
     assert train_cli.main(["train", *asked, f"model.adapter={other}"]) == 2
     assert "different now: model.adapter (was" in capsys.readouterr().err
     moved = home / "moved"
