@@ -15,6 +15,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.decision import Decision
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.sizing.shape import target_names
+from emotion_train.storage.document import file_sha256
 
 
 def _refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts]) -> None:
@@ -51,19 +52,23 @@ def facts_together(folders: Sequence[Path], places: Sequence[str] | None = None)
     """
     named = [str(folder) for folder in folders] if places is None else places
     facts = [read_facts(folder) for folder in folders]
-    refuse_doubles(named, folders)
+    refuse_doubles(named, folders, facts)
     _refuse_strangers(named, facts)
     return facts
 
 
-def refuse_doubles(places: Sequence[str], folders: Sequence[Path]) -> None:
-    """Raises `WrongRequest` for an adapter that is given twice, and would count twice."""
-    seen: dict[Path, str] = {}
-    for place, folder in zip(places, folders, strict=True):
-        whole = folder.resolve()
-        if whole in seen:
-            raise WrongRequest(f"{place} is {seen[whole]} once more; give each --adapter once.")
-        seen[whole] = place
+def refuse_doubles(places: Sequence[str], folders: Sequence[Path], facts: Sequence[AdapterFacts]) -> None:
+    """Raises `WrongRequest` for an adapter that is given twice, and would count twice: by one
+    folder, or as a run and a pulled copy of it, which have the same weights.
+    """
+    if len(folders) == 1:
+        return
+    seen: dict[str, str] = {}
+    for place, folder, own in zip(places, folders, facts, strict=True):
+        weights = own.weights_sha256 or file_sha256(folder / own.weights_file)
+        if weights in seen:
+            raise WrongRequest(f"{place} is {seen[weights]} once more; give each --adapter once.")
+        seen[weights] = place
 
 
 def averaged(decisions: Sequence[Decision]) -> Decision:

@@ -427,6 +427,13 @@ def test_adapters_that_cannot_answer_together_are_refused(
     assert "once more; give each --adapter once" in refusal(
         capsys, second, "--adapter", str(second), "--data", str(home / "data")
     )
+    run = str(home / "runs" / "tiny")  # whose adapter was pulled into home / "adapter"
+    for verb in (
+        ["predict", "a post"],
+        ["label", str(home / "source" / "test.csv"), str(tmp_path / "labels")],
+    ):
+        assert train_cli.main([*verb, "--adapter", str(home / "adapter"), "--adapter", run]) == 2
+        assert f"{run} is {home / 'adapter'} once more" in capsys.readouterr().err
     words = ["--adapter", str(home / "adapter"), "--adapter", str(second), "a post"]
     assert train_cli.main(["predict", *words, "--accept-precision", "0.9"]) == 2
     assert "is by the gate of one adapter, and several are given" in capsys.readouterr().err
