@@ -13,7 +13,6 @@ from emotion_train.evaluation.adapter import AdapterChoice
 from emotion_train.evaluation.members import facts_together
 from emotion_train.judging.judged import FLOOR_MAX_ROWS
 from emotion_train.judging.question import Question
-from emotion_train.model.facts import WEIGHTS
 from emotion_train.report.schema import Member
 from emotion_train.report.scorecard import Seen
 from emotion_train.runs.adapter_cache import FoundAdapter, find_adapter
@@ -56,7 +55,7 @@ class Adapters(NamedTuple):
         return tuple(
             Member(
                 name=one.facts.run_id or one.folder.resolve().name,
-                weights_sha256=file_sha256(one.folder / WEIGHTS),
+                weights_sha256=file_sha256(one.folder / one.facts.weights_file),
             )
             for one in self.origins
         )

@@ -420,7 +420,7 @@ class Parent(_Part):
     """The published adapter from which a run trained on."""
 
     name: str = Field(description="The run that published it, else the name of its folder.")
-    weights_sha256: str = Field(description="sha256 of its adapter_model.safetensors.")
+    weights_sha256: str = Field(description="sha256 of its file of weights.")
     index_sha256: str | None = Field(
         description="sha256 of the index of the data set that it was trained on."
     )
@@ -588,7 +588,7 @@ class Member(_Part):
     """One of several adapters that answer together."""
 
     name: str = Field(description="The run that published it, else the name of its folder.")
-    weights_sha256: str = Field(description="sha256 of its adapter_model.safetensors.")
+    weights_sha256: str = Field(description="sha256 of its file of weights.")
 
 
 class Scorecard(_Part):

@@ -4,6 +4,7 @@ dropout by post; folders that are read back.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -22,7 +23,10 @@ from emotion_train.bases.headers import shapes_in, weight_files
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.adapter import AdapterChoice
 from emotion_train.evaluation.members import facts_together
+from emotion_train.judging.origins import Adapters
+from emotion_train.judging.question import Question
 from emotion_train.model.attention import Segments
 from emotion_train.model.encoder import packed
 from emotion_train.model.ensemble import load_ensemble
@@ -349,6 +353,10 @@ def test_whole_encoders_of_two_seeds_answer_together(folder: Path, tmp_path: Pat
         save_adapter(model, tmp_path / str(seed), tokenizer=tokenizer, facts=facts)
     folders = [tmp_path / "1", tmp_path / "2"]
     facts_together(folders)
+    own = Adapters.of(Question(AdapterChoice(folders[0], more=(folders[1],))))
+    assert [one.weights_sha256 for one in own.members()] == [
+        hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest() for one in folders
+    ]
     ids, positions, segments, ends, _ = packed(posts(), torch.tensor(LENGTHS), None)
     with torch.no_grad():
         alone = [load_adapter(one, device="cpu").model(ids, positions, segments, ends) for one in folders]
