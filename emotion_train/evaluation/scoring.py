@@ -63,7 +63,7 @@ def score(
 
     `tell` is called with the number of posts done, equally often on every rank; an error that it
     raises on all ranks ends the scoring on all. Raises `WrongRequest` when a post has no text or no
-    known label.
+    known label, and as `require_numbers`.
     """
     ids: list[str] = []
     targets, scores = [], []
@@ -80,7 +80,9 @@ def score(
             targets.append(of_split_NC if places_C is None else placed(of_split_NC, places_C, classes))
             ids += batch.ids
             tell(len(ids))
-    return predictions_of(ids, np.concatenate(targets), np.concatenate(scores), loader.targets)
+    prob_NC = np.concatenate(scores)
+    require_numbers(prob_NC)
+    return predictions_of(ids, np.concatenate(targets), prob_NC, loader.targets)
 
 
 def predictions_of(
@@ -102,7 +104,7 @@ def probabilities_of(
     classes: int,
     kind: TargetKind = "one",
 ) -> Probabilities:
-    """Probabilities of texts, `prob_NC`, in their order."""
+    """Probabilities of texts, `prob_NC`, in their order; raises as `require_numbers`."""
     if not texts:
         return np.zeros((0, classes), np.float32)
     nothing_NC = np.zeros((len(texts), classes))
@@ -115,7 +117,21 @@ def probabilities_of(
         fill_multiple(device),
     )
     with evaluating(model):
-        return _by_slot(model, packs, len(texts), device, classes, kind)
+        prob_NC = _by_slot(model, packs, len(texts), device, classes, kind)
+    require_numbers(prob_NC)
+    return prob_NC
+
+
+def require_numbers(prob_NC: Probabilities) -> None:
+    """Raises `WrongRequest` where a probability is no number: NaN has a largest label too, so a
+    damaged base or adapter would answer every post, and no comparison would find a difference.
+    """
+    if not (finite_N := np.isfinite(prob_NC).all(axis=1)).all():
+        raise WrongRequest(
+            f"The probabilities of {int((~finite_N).sum()):,} of {len(prob_NC):,} posts are no numbers, so"
+            " the weights of the adapter or of its base are damaged or have diverged; pull the adapter"
+            " again, give --base a whole copy, or train anew with a lower train.learning_rate."
+        )
 
 
 class evaluating:  # noqa: N801 - reads as a statement

@@ -18,7 +18,7 @@ import torch
 from emotion_train.data.loader import encoder_threads
 from emotion_train.data.packing import Pack, pack
 from emotion_train.evaluation.adapter import Classifier
-from emotion_train.evaluation.scoring import evaluating, fill_multiple, forward_pack
+from emotion_train.evaluation.scoring import evaluating, fill_multiple, forward_pack, require_numbers
 from emotion_train.model.loss import probabilities
 
 Probabilities = npt.NDArray[np.float32]
@@ -144,4 +144,5 @@ class _OnDevice:
             self._scorer.add_busy(self._from.elapsed_time(self._to) / 1000)
         if self._host is not None:
             prob_NC[self._slots_N] = self._host.numpy()
+        require_numbers(prob_NC)
         return prob_NC

@@ -451,3 +451,34 @@ def test_labels_that_the_adapter_does_not_know_are_named_with_the_near_ones(
     told = capsys.readouterr().err
     assert f"{known.upper()!r} 1 time, did you mean {known!r}?" in told
     assert "'xyzzyx' 1 time\n" in told
+
+
+@pytest.mark.parametrize("what", ["finite weights that overflow", "one label of several"])
+def test_probabilities_that_are_no_numbers_are_refused_by_every_verb(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """NaN has a largest label too: every post was answered, and JSONL held a NaN."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(home / "adapter", folder)
+    state = load_file(folder / WEIGHTS)
+    head = next(name for name in state if name.endswith("score.weight"))
+    if what.startswith("finite"):
+        state = {name: torch.full_like(one, 3e38) for name, one in state.items()}
+    else:
+        state[head] = torch.cat([torch.full_like(state[head][:1], 3e38), state[head][1:]])
+    write_weights(folder, state)
+    source, data = home / "source" / "test.csv", home / "data"
+    for verb in (
+        ["predict", "a post", "--format", "jsonl"],
+        ["evaluate", "--data", str(data)],
+        ["evaluate", "--file", str(source)],
+        ["label", str(source), str(tmp_path / "labels")],
+    ):
+        assert train_cli.main([*verb, "--adapter", str(folder)]) == 2
+        told = capsys.readouterr()
+        assert "posts are no numbers, so the weights" in told.err
+        assert told.out == ""
+    assert list((tmp_path / "labels").glob("part-*")) == []
