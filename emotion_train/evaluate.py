@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     from emotion_train.judging.question import Question
     from emotion_train.report.terminal import print_scorecard
 
-    print_scorecard(evaluate(Question.of(arguments)), Terminal(highlight=False, soft_wrap=True))
+    console = Terminal(highlight=False, soft_wrap=True)
+    evaluate(Question.of(arguments), lambda card: print_scorecard(card, console))
     return 0
 
 

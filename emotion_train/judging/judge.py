@@ -8,6 +8,7 @@ figures.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from emotion_train.bases.public_names import public_base
 from emotion_train.console import tell
@@ -27,8 +28,9 @@ from emotion_train.storage.open import open_store
 _BOOTSTRAP_SAMPLES = 2000
 
 
-def evaluate(asked: Question) -> Scorecard:
-    """The figures, which are also written to `out`.
+def evaluate(asked: Question, show: Callable[[Scorecard], None] = lambda _: None) -> Scorecard:
+    """The figures, which are also written to `out`. `show` is called with them first, so that a
+    full disk costs no figures; the scorecard is written last, and without it nothing is whole.
 
     Raises `WrongRequest` for labels that the adapter does not know, posts that cannot be scored,
     and an adapter, base or run that do not belong together.
@@ -68,11 +70,12 @@ def evaluate(asked: Question) -> Scorecard:
         layers=facts.layers,
         precision=asked.chosen.precision or facts.precision,
     )
+    show(card)
     if out is not None:
         texts_by_id = posts.texts_by_id() if asked.with_texts else None
-        out.write("scorecard.json", card.to_bytes())
         predictions = predictions_to_parquet(judged.result.predictions, classifier.labels, texts_by_id)
         out.write(predictions_key(posts.name), predictions)
+        out.write("scorecard.json", card.to_bytes())
         tell(f"written: {out.url_of('scorecard.json')} and {predictions_key(posts.name)}", sys.stdout)
     return card
 

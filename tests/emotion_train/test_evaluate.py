@@ -441,6 +441,20 @@ def test_adapters_that_cannot_answer_together_are_refused(
     assert capsys.readouterr().out.endswith("a post\n")
 
 
+@pytest.mark.parametrize("taken", ["scorecard.json", "predictions_test.parquet"])
+def test_what_cannot_be_written_costs_no_figures_and_leaves_no_scorecard(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], taken: str
+) -> None:
+    (tmp_path / "out" / taken).mkdir(parents=True)  # no file can be written there
+    asked = ["evaluate", "--adapter", str(home / "adapter"), "--data", str(home / "data")]
+    assert train_cli.main([*asked, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert "Macro-F1" in told.out
+    assert "written:" not in told.out
+    assert f"{taken} cannot be written" in told.err
+    assert not (tmp_path / "out" / "scorecard.json").is_file()
+
+
 def test_labels_that_the_adapter_does_not_know_are_named_with_the_near_ones(
     moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
