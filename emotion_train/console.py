@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.segment import Segment
@@ -89,7 +89,12 @@ def shown(words: str) -> str:
 
 
 class Terminal(Console):
-    """Rich's console, which spells out characters that a terminal would obey."""
+    """Rich's console, which spells out characters that a terminal would obey, and shows `[name]`
+    and `:name:` as they are: to Rich they are styles and pictures, to a label or a folder its name.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **settings})
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         """Rich's output of the segments, with such characters spelled out."""

@@ -600,6 +600,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from rich.text import Text
+
     from emotion_train.console import Terminal
     from launch.check.checks import check_all
     from launch.run.topology import gpus
@@ -618,15 +620,13 @@ def _check(arguments: argparse.Namespace) -> int:
         hours=arguments.hours,
     ):
         all_ok = all_ok and check.ok
-        mark = (
-            "[red]wrong[/]" if not check.ok else "[yellow]warn[/] " if check.doubtful else "[green]ok[/]   "
+        mark, style = (
+            ("wrong", "red") if not check.ok else ("warn", "yellow") if check.doubtful else ("ok", "green")
         )
-        console.print(f"{mark} {check.name:<11} ", end="")
+        console.print(Text.assemble((mark, style), f"{'':<{6 - len(mark)}}{check.name:<11} "), end="")
         finding = " ".join(check.finding.split())
         earlier = check.name if check.ok else first_with.setdefault(finding, check.name)
-        console.print(
-            finding if earlier == check.name else f"for the reason given at {earlier}", markup=False
-        )
+        console.print(finding if earlier == check.name else f"for the reason given at {earlier}")
     return 0 if all_ok else 2
 
 

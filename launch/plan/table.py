@@ -36,19 +36,19 @@ def print_plan(
     """Prints the prices' source, the run, the table (its ten best rows, or the `whole` table), the
     best choice with its settings, and the assumptions.
     """
-    console.print(f"prices: {prices.source}", markup=False)
-    console.print(_what_is_done(config, work, plan.trains_all), markup=False)
+    console.print(f"prices: {prices.source}")
+    console.print(_what_is_done(config, work, plan.trains_all))
     print_whole(console, _table(plan, whole))
     if not whole and (left_out := _left_out(plan)) is not None:
-        console.print(left_out, markup=False)
+        console.print(left_out)
     console.print()
     if plan.choices:
         best = plan.choices[0]
         engine = best.engine if work.labelled_posts is None else _workers(best.count)
-        console.print(f"best: {best.name}, {engine}: {plan.reason}", markup=False)
-        console.print(f"      memory of each GPU: {best.memory}", markup=False)
+        console.print(f"best: {best.name}, {engine}: {plan.reason}")
+        console.print(f"      memory of each GPU: {best.memory}")
         if work.labelled_posts is None and (words := best.overrides(config)):
-            console.print(f"      type: {' '.join(words)}", markup=False)
+            console.print(f"      type: {' '.join(words)}")
     for remark in (
         enough(plan),
         estimated_lengths(work),
@@ -59,13 +59,12 @@ def print_plan(
         without_units(plan),
     ):
         if remark is not None:
-            console.print(remark, markup=False)
+            console.print(remark)
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
         f" each start and each recovery, a {'checkpoint' if work.labelled_posts is None else 'part'} every"
         f" {spot.checkpoint_minutes:g} minutes; GPUs"
-        " other than H100 and H200 reach the same fractions of their data sheets",
-        markup=False,
+        " other than H100 and H200 reach the same fractions of their data sheets"
     )
 
 

@@ -105,8 +105,8 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
             if brief["macro_f1"] is not None
             else None
         ),
-        base=claimed.get("base"),
-        layers=claimed.get("layers"),
+        base=_text(claimed.get("base")),
+        layers=_number(claimed.get("layers")),
         gpu=machine(claimed),
         started=when(entries[0]),
         updated=when(entries[-1]),
@@ -153,6 +153,14 @@ def _newest_number(entries: Sequence[Entry], name: str) -> float | None:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) else None
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def machine(said: dict[str, Any]) -> str | None:

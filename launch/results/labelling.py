@@ -171,12 +171,12 @@ def watch(
         except StorageError as error:
             if not error.transient:
                 raise
-            console.print(f"asked again in {every_s:g} s: {error}", markup=False)
+            console.print(f"asked again in {every_s:g} s: {error}")
         sleep(every_s)
 
 
 def _print(console: Console, store: Store, job: Job, found: Status | Success) -> None:
     names = ", ".join(adapter.name for adapter in job.adapters)
-    console.print(f"job     {job.id} at {store.url}: {job.source} by {names}", markup=False)
+    console.print(f"job     {job.id} at {store.url}: {job.source} by {names}")
     for line in found.lines():
-        console.print(line, markup=False)
+        console.print(line)

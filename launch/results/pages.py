@@ -42,7 +42,7 @@ def print_runs(store: Store, console: Console) -> None:
     if not rows:
         is_run = any(store.list("log/"))
         advice = f", which is a run itself; type emotion-launch show {store.url}" if is_run else ""
-        console.print(f"no runs at {store.url}{advice}", markup=False)
+        console.print(f"no runs at {store.url}{advice}")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (
@@ -202,18 +202,16 @@ def _print_as_it_comes(
     last = clock() - LINE_EVERY_S
     for new in follow(store, run_id, every_s, sleep):
         if isinstance(new, StorageError):
-            console.print(f"asked again in {every_s:g} s: {new}", markup=False)
+            console.print(f"asked again in {every_s:g} s: {new}")
             continue
         entries += new
         for entry, words in story(entries):
             if entry in new:
                 console.print(
-                    f"{entry.time_utc[:19].replace('T', ' ')}  {entry.seq:>6}  step {entry.step:>7,} "
-                    f" {words}",
-                    markup=False,
+                    f"{entry.time_utc[:19].replace('T', ' ')}  {entry.seq:>6}  step {entry.step:>7,}  {words}"
                 )
         if clock() - last >= LINE_EVERY_S:
             last = clock()
             if (line := progress_line(entries, datetime.now(UTC))) is not None and line != told:
-                console.print(line, markup=False)
+                console.print(line)
                 told = line

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.text import Text
 
 from emotion_train.cli import main
 from emotion_train.console import Terminal, shown
@@ -81,7 +82,7 @@ def test_other_words_and_the_terminal_s_own_colours_stay() -> None:
     for words in ("naïve café 日本語 👍🏽", "שלום", "a\tb", "don’t"):
         assert shown(words) == words
     out = io.StringIO()
-    Terminal(file=out, force_terminal=True, width=80, color_system="standard").print("[red]alarm[/red]")
+    Terminal(file=out, force_terminal=True, width=80, color_system="standard").print(Text("alarm", "red"))
     assert out.getvalue() == "\x1b[31malarm\x1b[0m\n"
 
 

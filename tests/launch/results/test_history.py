@@ -141,6 +141,32 @@ def test_a_run_of_before_is_told_without_what_its_claim_does_not_say(
     assert main(["show", f"{store.url}/run"]) == 0
 
 
+def test_a_claim_that_holds_other_kinds_of_values_hides_no_run(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd: Metrics = {"base": 5, "layers": "x", "device": 1.5, "steps": "many", "processes": "two"}
+    begun(store, "odd", odd)
+    begun(store, "other", FACTS)
+    row = facts_of("odd", read_log(store, "odd"), datetime.now(UTC))
+    assert (row.base, row.layers, row.gpu, row.steps) == (None, None, None, None)
+    assert main(["runs", store.url]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["odd", "other"]
+    assert main(["show", f"{store.url}/odd"]) == 0
+
+
+@pytest.mark.parametrize("name", ["[bold]base", "base[v2]", "[/x]base", ":smile:", "a[b]c[/b]d"])
+def test_names_are_shown_letter_by_letter(
+    store: Store, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """To Rich these are styles and pictures; one that closes nothing ended in a traceback."""
+    begun(store, facts=FACTS | {"base": f"bases/{name}", "device": name})
+    for verb in (["runs", store.url], ["show", f"{store.url}/run"]):
+        assert main(verb) == 0
+        shown = capsys.readouterr().out
+        assert name.rpartition("/")[2] in shown
+        assert f"2 x {name}" in shown
+
+
 def test_runs_are_listed_by_name_and_a_damaged_one_as_such(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
