@@ -19,6 +19,7 @@ from pathlib import Path
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.command_line import program
 from emotion_train.config import example_config
+from emotion_train.edges.paths import path_here
 from emotion_train.errors import WrongRequest
 from emotion_train.processes.imports import past_current_folder
 from emotion_train.storage.local_s3 import LocalS3
@@ -30,7 +31,7 @@ BUCKET = "demo"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=path_here,
         default=Path(".demo"),
         metavar="FOLDER",
         help="folder for server, adapter and report; made anew (default: %(default)s)",

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from emotion_train.data.targets import KINDS
+from emotion_train.edges.paths import path_here
 from emotion_train.preparation.options import Options
 from emotion_train.preparation.steps import prepare
 
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     labels.add_argument(
         "--labels-file",
-        type=Path,
+        type=path_here,
         metavar="FILE",
         help="the same from a file, one label a line, or its id, a tab and its name",
     )

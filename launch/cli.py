@@ -22,6 +22,7 @@ from emotion_train.command_line import (
     require_verb,
 )
 from emotion_train.edges.command_errors import Parser
+from emotion_train.edges.paths import path_here
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from emotion_train.errors import (
     EXIT_CODES,
@@ -205,7 +206,7 @@ def _parser() -> Parser:
     )
     pull.add_argument(
         "--to",
-        type=Path,
+        type=path_here,
         required=True,
         metavar="FOLDER",
         help="new folder for the adapter; its report/ holds the report",
@@ -342,7 +343,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--no-export", action="store_true", help="do not merge adapter and base at the end")
     up.add_argument(
         "--folder",
-        type=Path,
+        type=path_here,
         metavar="FOLDER",
         help="folder for the adapter and the task file (default: the --name, in the current folder)",
     )
@@ -361,7 +362,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
     plan.add_argument(
         "--prices",
-        type=Path,
+        type=path_here,
         metavar="FILE",
         help=(
             "vms.csv of SkyPilot's catalog or the output of `sky gpus list -o json` (default: the catalog on"
@@ -416,7 +417,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--json", action="store_true", help="print every row as JSON instead of a table")
     plan.add_argument(
         "--write",
-        type=Path,
+        type=path_here,
         metavar="FILE",
         help="also write a SkyPilot task with these GPUs, otherwise like sky/train.yaml",
     )

@@ -78,9 +78,9 @@ def download(run_url: str, folder: Path, with_training_filter: bool = False) -> 
             f"Run {run_id} has no filter of its training texts, as an earlier version published it; pull it"
             " without --with-training-filter."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WrongRequest(f"{folder} exists and is not an empty folder; give --to a new one.")
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WrongRequest(f"{folder} exists and is not an empty folder; give --to a new one.")
         _fetch(store, run_id, targets, folder)
     except OSError as error:
         raise StorageError(

@@ -13,6 +13,7 @@ from emotion_train.runs.log import Entry, Part, Writer, upload_part
 from emotion_train.runs.published import download, safe_targets
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from launch.cli import main
 
 
 def published(store: Store, files: dict[str, bytes], trained_on: bytes | None = None) -> tuple[str, Entry]:
@@ -159,3 +160,37 @@ def test_a_fenced_writer_cannot_touch_what_another_has_published(store: Store, t
     with pytest.raises(Fenced):
         stale.append("final", 3, 30)
     download(url, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        ("", "it is empty; type a path of this machine"),
+        ("s3://bucket/adapter", "s3://bucket/adapter is a URL; type a path of this machine"),
+        ("file:///adapter", "is a URL"),
+        ("a\0b", "holds a character that cannot be printed"),
+        ("n" * 300, "cannot be written (File name too long); give --to a folder"),
+    ],
+)
+def test_a_place_that_is_no_folder_of_this_machine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str, why: str
+) -> None:
+    url, _ = published(open_store(str(tmp_path / "runs")), FILES)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        code = main(["pull", url, "--to", to])
+    except SystemExit as end:
+        code = int(str(end.code))
+    assert code == 2
+    assert why in capsys.readouterr().err
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_home_is_known_in_the_folder_to_pull_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves it to the program in `--to=~/adapter`."""
+    url, _ = published(open_store(str(tmp_path / "runs")), FILES)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert main(["pull", url, "--to=~/adapter"]) == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == b"weights"
