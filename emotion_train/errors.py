@@ -22,7 +22,8 @@ turns an error into the program's end.
 
 None of them is 0, which only a finished action returns. Every error outside this family is a defect
 and ends with exit code 1 and one sentence that says where to report it. Exceptions are a full disk,
-a current folder that is gone, Ctrl-C, and a reader that leaves a program which only prints text.
+a path that is too long, a current folder that is gone, Ctrl-C, and a reader that leaves a program
+which only prints text.
 `--traceback` shows the traceback of a defect; without it a temporary file keeps the traceback.
 """
 
@@ -222,6 +223,9 @@ def _ended_by(program: str, error: BaseException, show_traceback: bool) -> int:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         print(f"{program}: {_full_disk(error)}", file=sys.stderr)
         return 2
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        print(f"{program}: {_long_name(error)}", file=sys.stderr)
+        return 2
     try:
         _require_current_folder()
     except WrongRequest as gone:
@@ -247,6 +251,12 @@ def _full_disk(error: OSError) -> str:
     place = error.filename or "a temporary folder"
     reason = "" if error.errno == errno.ENOSPC else f": {error.strerror}"
     return f"the disk is full ({place}{reason}); free some space or set TMPDIR to a larger disk."
+
+
+def _long_name(error: OSError) -> str:
+    # most often a text, or a list of paths, where one path belongs
+    name = f"{str(error.filename)[:60]!a} …" if error.filename else "A path"
+    return f"{name} is longer than a disk takes for the name of a file; type the path of a file or folder."
 
 
 def _defect(error: BaseException, file: Path | None) -> str:

@@ -188,3 +188,28 @@ def test_a_current_folder_that_is_gone_is_named(program: str, tmp_path: Path) ->
     assert done.returncode == 2, done.stderr
     assert "The current folder does not exist any more" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "train predict a --adapter {}",
+            "train predict --adapter a --file {}",
+            "train label {} out --adapter a",
+        ),
+        *("train evaluate --adapter a --file {}", "train export {} --to out", "launch runs {}"),
+        *("launch compare {} b", "launch pull a/b --to {}"),
+    ],
+)
+def test_a_text_in_place_of_a_path_is_no_defect(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk takes names of 255 bytes; Python's `exists` raises for longer ones."""
+    monkeypatch.chdir(tmp_path)
+    program, *words = line.split()
+    main = {"train": cli.main, "launch": launch_cli.main}[program]
+    assert main([word.format("n" * 300) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert "unexpected" not in told
+    assert told.count("\n") == 1
