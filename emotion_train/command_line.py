@@ -24,6 +24,9 @@ LAUNCH_VERBS = (
     *("run", "plan", "check", "runs", "show", "label-status", "compare", "pull", "push", "up", "distil"),
 )
 
+# what options name where an empty word would be no place
+_PLACES = ("URL", "DATA_URL", "OUTPUT_URL", "OUTPUT_URL/RUN_ID", "RUN_URL", "FOLDER", "FILE", "BASE")
+
 # words that people type instead of a verb, and the verbs they mean, the likelier first
 _MEANT = {
     "train": ("run",),
@@ -158,6 +161,7 @@ def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     where argparse itself takes only one group of them.
     """
     arguments, rest = parser.parse_known_args(words)
+    _refuse_empty_places(parser.page(words)[0], arguments)
     takes_values = hasattr(arguments, "overrides")
     if rest and not (takes_values and all("=" in word and not word.startswith("-") for word in rest)):
         option = next((word for word in rest if word.startswith("--")), None)
@@ -166,6 +170,20 @@ def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     if rest:
         arguments.overrides += rest
     return arguments
+
+
+def _refuse_empty_places(page: Parser, arguments: argparse.Namespace) -> None:
+    """End for an option whose place is empty, as a shell variable that is not set leaves it: the
+    option would count as not given, and `--out` would write nothing.
+    """
+    for action in page._actions:
+        if not action.option_strings or action.metavar not in _PLACES:
+            continue
+        given = getattr(arguments, action.dest, None)
+        if "" in (given if isinstance(given, list) else [given]):
+            name = action.option_strings[-1]
+            otherwise = "" if action.required else ", or leave it out"
+            page.error(f"{name} is empty; type {name} {action.metavar}{otherwise}")
 
 
 def _key_for_option(option: str, words: Sequence[str]) -> str:

@@ -99,6 +99,28 @@ def test_an_option_that_nobody_has_is_refused_without_a_guess(capsys: pytest.Cap
     ("line", "sentence"),
     [
         (
+            "emotion-train evaluate --adapter a --data b --out",
+            "--out is empty; type --out FOLDER, or leave it",
+        ),
+        ("emotion-train evaluate --data b --adapter", "--adapter is empty; type --adapter URL. "),
+        ("emotion-train predict a --file", "--file is empty; type --file FILE, or leave it out."),
+        ("emotion-train export a --to", "--to is empty; type --to URL."),
+        ("emotion-launch compare a b --page", "--page is empty; type --page FILE, or leave it out."),
+        ("emotion-launch plan --data", "--data is empty; type --data URL, or leave it out."),
+    ],
+)
+def test_a_variable_that_is_not_set_is_no_place(
+    line: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty --out counted as none, so that figures were computed and not written."""
+    program, *words = line.split()
+    assert told(capsys, program, *words, "", code=2).startswith(f"{program}: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
             "emotion-train prepare a b --targets multi",
             "--targets is 'multi'; type one of one, several, shares.",
         ),
