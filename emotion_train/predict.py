@@ -169,6 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongRequest(
             "--raw and --accept-precision change printed labels, and --against prints none; leave them out."
         )
+    if not 0 <= arguments.tolerance <= 1:
+        raise WrongRequest(f"--tolerance is {arguments.tolerance:g}; give a number from 0 to 1.")
     with ExitStack() as stack:
         from emotion_train.evaluation.posts_request import PostsRequest, posts_of_request
         from emotion_train.runs.adapter_cache import find_adapter

@@ -9,7 +9,6 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from emotion_train.cli import VERBS as TRAIN_VERBS
 from emotion_train.command_line import (
@@ -34,6 +33,7 @@ from emotion_train.errors import (
 )
 from launch.plan.spot import Spot
 
+_LONGEST_PAUSE_S = 86400
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, the fastest
 precision and micro-batch, posts a second, hours, and dollars on spot (expected preemptions and
 recoveries included) and on demand. Starts nothing."""
@@ -647,14 +647,18 @@ def _runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _require_seconds(every_s: float) -> None:
+    if not 0 < every_s <= _LONGEST_PAUSE_S:
+        raise WrongRequest(f"--every is {every_s:g}; give seconds above 0, up to {_LONGEST_PAUSE_S}.")
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from emotion_train.runs.published import split_run_url
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, show, watch
 
     text_is_the_result()
-    if not arguments.every > 0:
-        raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
+    _require_seconds(arguments.every)
     output_url, run_id = split_run_url(arguments.run_url)
     store = open_store(output_url)
     if arguments.watch:
@@ -670,8 +674,7 @@ def _label_status(arguments: argparse.Namespace) -> int:
     from launch.results.pages import a_console
 
     text_is_the_result()
-    if not arguments.every > 0:
-        raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
+    _require_seconds(arguments.every)
     store = open_store(arguments.out_url)
     if arguments.watch:
         watch(store, arguments.every, a_console())

@@ -420,8 +420,10 @@ def test_watching_a_live_run_of_a_bucket_shows_what_comes_until_it_is_published(
 
 
 def test_a_pause_that_makes_no_sense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", f"{tmp_path}/run", "--watch", "--every", "0"]) == 2
-    assert "--every is 0" in capsys.readouterr().err
+    for verb in (["show", f"{tmp_path}/run"], ["label-status", str(tmp_path)]):
+        for pause in ("0", "nan", "inf", "1e12"):  # time.sleep raises for the last three
+            assert main([*verb, "--watch", "--every", pause]) == 2
+            assert f"--every is {float(pause):g}; give seconds above 0" in capsys.readouterr().err
 
 
 def test_following_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
