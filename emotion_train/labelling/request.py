@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from emotion_train.console import counted
-from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.bounded import Unreadable, object_file, phrase
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, open_classifier
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _MOST_REPORT_BYTES = 64 << 20
 _LOOK_EVERY_S = 0.5
+
+_NOT_COMPARED = "so the labels are compared with no earlier shares; pull the adapter again"
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def _job(
     """The job at OUT_URL, planned and created where there is none. Raises `WrongRequest` where it
     is not the one asked for.
     """
-    asked = _asked(request, source, adapters)
+    asked = _asked(request, source, adapters, tell)
     job = find_job(store)
     if job is None:
         tell(f"planning: {counted(len(source.files), 'file')} at {request.source}")
@@ -306,9 +308,9 @@ def _job(
     return job
 
 
-def _asked(request: Request, source: FoundSource, adapters: _Adapters) -> Job:
+def _asked(request: Request, source: FoundSource, adapters: _Adapters, tell: Callable[[str], None]) -> Job:
     """The job that is asked for, without its plan."""
-    training, held_out, posts = shares_of_report(adapters.folders[0], adapters.facts.labels)
+    training, held_out, posts = shares_of_report(adapters.folders[0], adapters.facts.labels, tell)
     return Job(
         id=secrets.token_hex(8),
         source=str(typed_path(request.source)) if "://" not in request.source else request.source,
@@ -346,17 +348,22 @@ def _accept_above(request: Request, adapters: _Adapters) -> float | None:
 
 
 def shares_of_report(
-    folder: Path, labels: Sequence[str]
+    folder: Path, labels: Sequence[str], tell: Callable[[str], None]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int]:
     """Each label's share of the training posts, its share of the answers to held-out posts, and the
-    number of held-out posts, by the adapter's report; None, None and 0 without one that fits.
+    number of held-out posts, by the adapter's report; None, None and 0 without one that fits, and
+    then a line says so where there is one.
     """
     path = folder / "report" / REPORT
     try:
         report = Report.model_validate(object_file(path, _MOST_REPORT_BYTES))
-    except (OSError, Unreadable, ValueError):
+    except FileNotFoundError:
+        return None, None, 0
+    except (OSError, Unreadable, ValueError) as error:
+        tell(f"{path} cannot be read ({phrase(error)}), {_NOT_COMPARED}")
         return None, None, 0
     if tuple(report.labels) != tuple(labels):
+        tell(f"{path} is about other labels, {_NOT_COMPARED}")
         return None, None, 0
     counts = report.dataset.label_counts.get("train")
     posts = report.dataset.rows.get("train", 0)

@@ -31,6 +31,8 @@ from launch.cli import main as launch
 from tests.helpers.labelling_jobs import LABELS, HashScorer, labelled, write_lines
 from tests.helpers.tiny_adapter import write_adapter
 
+EARLIER = Path(__file__).parents[1] / "earlier"
+
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -304,6 +306,31 @@ def test_sigterm_leaves_the_unit_to_others_and_ends_with_33(
 
 
 @pytest.mark.usefixtures("hashed")
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        (None, ""),
+        (b"{", "report.json cannot be read ("),
+        (b'{"schema_version": "emotion-train/report/9"}', "cannot be read (schema_version: "),
+        ((EARLIER / "report_1.json").read_bytes(), "is about other labels"),
+    ],
+)
+def test_a_report_without_shares_is_told_once(
+    hashed: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], report: bytes | None, why: str
+) -> None:
+    """The summary then compares with nothing, which was not said."""
+    folder = write_adapter(tmp_path / "adapter", real=False)
+    if report is not None:
+        (folder / "report").mkdir()
+        (folder / "report" / "report.json").write_bytes(report)
+    lines = write_lines(tmp_path / "posts.jsonl", 5)
+    words = ["--adapter", str(folder), "--notices", "none"]
+    assert main(["label", str(lines), str(tmp_path / "out"), *words]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("compared with no earlier shares") == (report is not None)
+    assert why in told
+
+
 def test_what_cannot_be_labelled_is_refused_before_anything_is_written(
     adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
