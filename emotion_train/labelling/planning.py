@@ -98,6 +98,8 @@ def find_source(source: str, reading: Reading) -> FoundSource:
             passed_over.append(info.key)
     passed_over = sorted(set(passed_over))
     if not files:
+        if name is not None and any(info.key == name and not info.size for info in listed):
+            raise WrongRequest(f"{source} is empty; give a file with posts.")
         beside = f" (not read: {', '.join(passed_over[:5])})" if passed_over else ""
         raise WrongRequest(
             f"There is no CSV, JSONL or Parquet file at {source}{beside}; give a file, a folder, s3://… of"

@@ -341,11 +341,14 @@ def test_what_cannot_be_labelled_is_refused_before_anything_is_written(
     array.write_text(json.dumps([{"text": "a"}]))
     torn = tmp_path / "torn.parquet"
     torn.write_bytes(b"PAR1 and no more")
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_bytes(b"")
     for source, words in (
         (tmp_path / "none.csv", "no file or folder"),
         (empty, "no CSV, JSONL or Parquet"),
         (array, "one JSON array"),
         (torn, "not a whole Parquet file"),
+        (nothing, "nothing.csv is empty; give a file with posts"),
     ):
         assert label(adapters, source, out, adapter="hash") == 2
         assert words in refusal(capsys)
