@@ -50,8 +50,19 @@ class DoubledKey(Unreadable):
     """An object has a key twice."""
 
 
-def _phrase(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def phrase(error: BaseException) -> str:
+    """Why a document cannot be read, on one line. Pydantic's errors span a page with a link for
+    programmers; the first of them is told by its field.
+    """
+    from pydantic import ValidationError
+
+    words = str(error)
+    if isinstance(error, ValidationError):
+        first, *others = error.errors(include_url=False)
+        where = ".".join(map(str, first["loc"]))
+        more = f", and {len(others)} more" if others else ""
+        words = f"{where}: {first['msg']}{more}".removeprefix(": ").replace("Value error, ", "")
+    return " ".join(words.split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -68,7 +79,7 @@ def _within_bounds(*errors: type[Exception]) -> Iterator[None]:
     except MemoryError:
         raise Unreadable("it needs more memory than there is") from None
     except errors as error:
-        raise Unreadable(_phrase(error)) from None
+        raise Unreadable(phrase(error)) from None
 
 
 def bytes_of(path: Path, most_bytes: int) -> bytes:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from emotion_train.data.targets import TargetKind
-from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.bounded import Unreadable, object_file, phrase
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.gate import Gate, confidence_N, fit_gates
 from emotion_train.evaluation.metrics import members
@@ -249,9 +249,7 @@ def read_decision(folder: Path, facts: AdapterFacts) -> Decision:
     try:
         decision = Decision.model_validate(object_file(path, _MAX_BYTES))
     except (Unreadable, OSError, ValidationError) as error:
-        raise WrongRequest(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); pull the adapter again."
-        ) from None
+        raise WrongRequest(f"{path} cannot be read ({phrase(error)}); pull the adapter again.") from None
     if (decision.targets, decision.labels) != (targets, facts.labels):
         raise WrongRequest(
             f"{path} does not belong to the adapter beside it, which has other labels; pull the adapter"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from emotion_train.edges.bounded import Unreadable, object_in, parquet_file
+from emotion_train.edges.bounded import Unreadable, object_in, parquet_file, phrase
 from emotion_train.errors import Damaged
 from emotion_train.evaluation.decision import Decision
 from emotion_train.labelling.job import Job, Unit
@@ -196,7 +196,7 @@ def count_part(store: Store, info: ObjectInfo, job: Job, number: int, folder: Pa
     except (Unreadable, ValidationError, ValueError) as error:
         raise Damaged(
             f"{store.url_of(info.key)} is not what a worker of this job writes"
-            f" ({' '.join(str(error).split())[:200]}); delete it, and type the command again."
+            f" ({phrase(error)}); delete it, and type the command again."
         ) from None
     finally:
         path.unlink(missing_ok=True)

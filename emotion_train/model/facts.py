@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emotion_train.config import LARGEST_MAX_LENGTH, MOST_LAYERS, LoraSection, Precision
 from emotion_train.data.targets import KINDS, TargetKind
-from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.bounded import Unreadable, object_file, phrase
 from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def read_facts(folder: Path) -> AdapterFacts:
     except (Unreadable, OSError, ValidationError) as error:
         raise WrongRequest(
             f"{folder / FACTS} or {LABELS} beside it cannot be read"
-            f" ({' '.join(str(error).split())[:200]}); pull the adapter again."
+            f" ({phrase(error)}); pull the adapter again."
         ) from None
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
-from emotion_train.edges.bounded import Unreadable, object_in, tensors_in, tensors_to_buffers
+from emotion_train.edges.bounded import Unreadable, object_in, phrase, tensors_in, tensors_to_buffers
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
@@ -320,9 +320,7 @@ def _document(data: bytes) -> dict[str, Any]:
         document = object_in(data, finite=False)
         _Document.model_validate(document)
     except (Unreadable, ValidationError) as error:
-        raise Damaged(
-            f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]})."
-        ) from None
+        raise Damaged(f"A checkpoint's {STATE} is not what this program writes ({phrase(error)}).") from None
     return document
 
 

@@ -33,7 +33,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from emotion_train.console import counted, tell
-from emotion_train.edges.bounded import Unreadable, object_in
+from emotion_train.edges.bounded import Unreadable, object_in, phrase
 from emotion_train.errors import (
     AlreadyExists,
     Damaged,
@@ -224,9 +224,7 @@ def _parse(raw: bytes, url: str) -> Entry:
             )
         entry = Entry.model_validate(document)
     except (Unreadable, ValidationError) as error:
-        raise WrongRequest(
-            f"The log entry {url} is damaged ({' '.join(str(error).split())[:200]})."
-        ) from None
+        raise WrongRequest(f"The log entry {url} is damaged ({phrase(error)}).") from None
     if problem := _unsound(entry):
         raise WrongRequest(f"The log entry {url} is not sound: {problem}; nothing it names is read.")
     return entry

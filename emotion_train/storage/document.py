@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emotion_train.edges.bounded import Unreadable, object_in
+from emotion_train.edges.bounded import Unreadable, object_in, phrase
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
@@ -93,7 +93,7 @@ def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, d
                 raise WrongRequest(f"{store.url}/{key} {reason}")
             return kind.model_validate(document)
         except (Unreadable, ValidationError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = phrase(error)
             raise WrongRequest(f"{store.url}/{key} is damaged or was edited ({reason}). {damaged}") from None
 
     return store.read_verified(key, verify, length=kind.max_bytes + 1)

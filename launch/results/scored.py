@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, require_footer
+from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, phrase, require_footer
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.evaluation.predictions import (
     AnyPredictions,
@@ -175,10 +175,8 @@ def parse_document(raw: bytes, place: str) -> Report | Scorecard:
         if schema.startswith("emotion-train/report/"):
             return Report.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise WrongRequest(
-            f"{place} cannot be read ({where}: {first['msg']}); it is damaged, or a later version wrote it:"
+            f"{place} cannot be read ({phrase(error)}); it is damaged, or a later version wrote it:"
             " use that version, or pull it again."
         ) from None
     except Unreadable as error:
