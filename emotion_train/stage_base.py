@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
         f" {len(index.shards)}, {index.parameters:,} parameters"
     )
     print(f"base    {result.url} ({words}){'' if result.created else ': already there, the same'}")
-    print(f"next    model.base={result.url}" + (" model.precision=nf4" if index.precision == "nf4" else ""))
+    print(
+        f"next    {shlex.quote(f'model.base={result.url}')}"
+        + (" model.precision=nf4" if index.precision == "nf4" else "")
+    )
     return 0
 
 

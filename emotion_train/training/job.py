@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -192,4 +193,4 @@ def published(entry: Entry) -> int:
 def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> None:
     if shown:
         tell(f"published at step {entry.step}: {store.url}/{run_id}", sys.stdout)
-        tell(f"next: emotion-launch pull {store.url}/{run_id} --to adapter", sys.stdout)
+        tell(f"next: emotion-launch pull {shlex.quote(f'{store.url}/{run_id}')} --to adapter", sys.stdout)

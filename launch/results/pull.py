@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from emotion_train.console import counted
@@ -15,5 +16,5 @@ def run(run_url: str, folder: Path, with_training_filter: bool = False) -> int:
     print(f"{counted(len(parts), 'file')}, {total / 2**20:.1f} MiB, sha256 verified: {folder}")
     if with_training_filter:
         print(f"{folder}/{TRAINING_FILTER} tells whoever has it which texts were trained on")
-    print(f'next: emotion-train predict --adapter {folder} "what a lovely mess"')
+    print(f'next: emotion-train predict --adapter {shlex.quote(str(folder))} "what a lovely mess"')
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,13 @@ def test_a_home_is_known_in_the_folder_to_pull_to(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert main(["pull", url, "--to=~/adapter"]) == 0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
+def test_the_next_line_can_be_pasted_where_a_folder_has_a_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = published(open_store(str(tmp_path / "runs")), FILES)
+    folder = tmp_path / "my adapter"
+    assert main(["pull", url, "--to", str(folder)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(line) == ["emotion-train", "predict", "--adapter", str(folder), "what a lovely mess"]
