@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -77,7 +78,7 @@ class Section(BaseModel):
 def _kinds(section: type[Section], field: str) -> tuple[Any, ...]:
     """The types that a field takes, such as `(str, NoneType)` for `str | None`."""
     annotation = section.model_fields[field].annotation
-    return get_args(annotation) or (annotation,)
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _not_text(value: Any) -> str | None:

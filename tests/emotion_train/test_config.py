@@ -88,6 +88,29 @@ def test_a_field_that_takes_a_word_or_a_number_has_one_problem(given: str) -> No
     assert ", or 'auto', got" in problem
 
 
+@pytest.mark.parametrize(
+    ("word", "items"),
+    [
+        ("report.slices=[lang]", ("lang",)),
+        ("report.slices=[lang, source]", ("lang", "source")),
+        ("report.language=[en,de]", ("en", "de")),
+        ("report.gates=[0.9]", (0.9,)),
+        ("run.trackers=[tensorboard]", ("tensorboard",)),
+        ("lora.targets=[q_proj, v_proj]", ("q_proj", "v_proj")),
+    ],
+)
+def test_every_list_can_be_given_on_the_command_line(word: str, items: tuple[object, ...]) -> None:
+    section, field = word.partition("=")[0].split(".")
+    assert getattr(getattr(load_config(None, [*REQUIRED, word]), section), field) == items
+
+
+def test_a_word_in_place_of_a_list_is_told_how_to_write_one() -> None:
+    with pytest.raises(
+        WrongRequest, match=r"report\.slices: input should be a list such as \[lang\], got 'lang'"
+    ):
+        load_config(None, [*REQUIRED, "report.slices=lang"])
+
+
 @pytest.mark.parametrize("choice", ["balanced", "none", 0.25])
 def test_class_weights_are_a_word_or_a_power(choice: str | float) -> None:
     assert load_config(None, [*REQUIRED, f"loss.class_weights={choice}"]).loss.class_weights == choice
