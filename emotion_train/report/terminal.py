@@ -40,8 +40,7 @@ def print_report(report: Report, console: Console) -> None:
         *map(Text, chance_sentences(report.temperature, report.gates, report.headline)),
         _facts(report, split),
     )
-    for part in parts:
-        console.print(Padding(part, (0, 0, 1, 2)))
+    _print_indented(parts, console)
     if report.old_posts is not None and report.identity.parent is not None:
         console.print(Text(old_sentence(report.identity.parent, report.old_posts)))
     _print_warnings(report.warnings, console)
@@ -67,8 +66,7 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
         *map(Text, chance_sentences(card.temperature, card.gates, card.name)),
         Text(_also(split), "dim"),
     )
-    for part in parts:
-        console.print(Padding(part, (0, 0, 1, 2)))
+    _print_indented(parts, console)
     _print_warnings(card.warnings, console)
 
 
@@ -78,6 +76,14 @@ def _print_verdict(outcome: str, sentence: str, advice: str | None, console: Con
     if advice is not None:
         console.print(Text.assemble(("→ ", style), advice))
     console.print()
+
+
+def _print_indented(parts: Sequence[RenderableType], console: Console) -> None:
+    """Print the parts with a margin, wrapped at the console's width: rich cuts off what it indents
+    and may not wrap.
+    """
+    for part in parts:
+        console.print(Padding(part, (0, 0, 1, 2)), soft_wrap=False)
 
 
 def _print_warnings(warnings: Sequence[str], console: Console) -> None:

@@ -179,6 +179,13 @@ def test_a_scorecard_takes_posts_that_chose_the_temperature_out_of_fold(made: Ma
     print_scorecard(own, Console(file=out, width=300, highlight=False))
     assert "It lowers the log loss of validation posts that did not choose it by" in out.getvalue()
     assert "Right at least 80 % of the time: answers from p = " in out.getvalue()
+    out = io.StringIO()  # as `evaluate` prints on a narrow terminal: indented sentences wrap
+    print_scorecard(own, Console(file=out, width=50, highlight=False, soft_wrap=True))
+    shown = " ".join(out.getvalue().split())
+    sentences = chance_sentences(own.temperature, own.gates, "validation")
+    assert len(sentences) > 1
+    for sentence in sentences:
+        assert sentence in shown
 
 
 def test_of_several_labels_each_has_its_temperature_and_answers_are_right_without_a_wrong_label() -> None:
