@@ -61,9 +61,9 @@ def print_plan(
         if remark is not None:
             console.print(remark)
     console.print(
-        f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
+        f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {_minutes(spot.startup_minutes)} for"
         f" each start and each recovery, a {'checkpoint' if work.labelled_posts is None else 'part'} every"
-        f" {spot.checkpoint_minutes:g} minutes; GPUs"
+        f" {_minutes(spot.checkpoint_minutes)}; GPUs"
         " other than H100 and H200 reach the same fractions of their data sheets"
     )
 
@@ -78,6 +78,10 @@ def _what_is_done(config: Config, work: Work, trains_all: bool) -> str:
     )
 
 
+def _minutes(count: float) -> str:
+    return f"{count:g} minute{'' if count == 1 else 's'}"
+
+
 def _workers(count: int) -> str:
     return "one worker" if count == 1 else f"{count} workers"
 
@@ -85,7 +89,7 @@ def _workers(count: int) -> str:
 def _lengths(work: Work) -> str:
     """The mean tokens of a post as it is trained, and of the whole post where some are cut."""
     words = f"{work.mean_length:.1f} tokens"
-    if work.cut is None:
+    if work.cut is None or not work.cut.cut_posts:
         return words
     uncut, share = f"{work.cut.mean_tokens:.1f}", work.cut.share_words
     if work.cut_is_estimated:

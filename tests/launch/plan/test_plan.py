@@ -796,12 +796,30 @@ def test_a_plan_has_both_lengths_and_the_share_that_is_cut(
     assert main(asked) == 0
     out = " ".join(capsys.readouterr().out.split())
     about = "about " if more else ""
-    share = f"{100 * cut['share_of_posts']:.1f} %" if cut["share_of_posts"] else "0.0 %"
-    assert (
-        f"posts of {document['mean_tokens']:.1f} tokens ({about}{cut['mean_tokens_uncut']:.1f} uncut;"
-        f" data.max_length=32 cuts {about}{share} of the posts)"
-    ) in out
+    mean, share = f"posts of {document['mean_tokens']:.1f} tokens", f"{100 * cut['share_of_posts']:.1f} %"
+    if cut["share_of_posts"]:
+        assert (
+            f"{mean} ({about}{cut['mean_tokens_uncut']:.1f} uncut;"
+            f" data.max_length=32 cuts {about}{share} of the posts), 3 epochs"
+        ) in out
+    else:
+        assert f"{mean}, 3 epochs" in out
     assert ("warning: data.max_length=32" in out) == (cut["share_of_posts"] > 0.05)
+
+
+@pytest.mark.parametrize("more", [(), ("--tokens-per-post", "12"), ("--label", "1000")])
+def test_a_plan_has_one_length_where_no_post_is_cut(
+    more: tuple[str, ...], prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(prepared, "data.max_length=512", *more)
+    assert main([*asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["cut"]["share_of_posts"] == 0
+    assert main(asked) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"posts of {document['mean_tokens']:.1f} tokens(,| |$)", out)
+    assert "uncut" not in out
+    assert ("a part every 2 minutes;" if "--label" in more else "a checkpoint every 1 minute;") in out
 
 
 def test_a_base_staged_as_nf4_is_planned_in_nf4_only(
