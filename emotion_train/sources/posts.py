@@ -50,6 +50,7 @@ _OPTIONS = {
 }
 _NAMES_SHOWN = 20
 _LONGEST_NAME = 60
+_MOST_WORDS = 3
 _NO_NAMES = (
     " If its first line is a post, put a line with the names of the columns above it, or type them with"
     " `emotion-train prepare --header`."
@@ -58,7 +59,9 @@ _NO_NAMES = (
 
 def _is_no_name(column: str) -> bool:
     """Whether a column's name is rather a cell of a table without a header: a number, or a text."""
-    return re.fullmatch(r"[-+]?\d+(\.\d+)?", column.strip()) is not None or len(column) > _LONGEST_NAME
+    if re.fullmatch(r"[-+]?\d+(\.\d+)?", column.strip()):
+        return True
+    return len(column) > _LONGEST_NAME or len(column.split()) > _MOST_WORDS
 
 
 class Columns(NamedTuple):

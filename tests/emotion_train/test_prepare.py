@@ -871,6 +871,8 @@ def test_a_file_url_is_a_source_as_its_path_is(tmp_path: Path) -> None:
     [
         (("0", "1467810369", "so tired of this"), True),
         (("0.5", "anger", "x" * 80), True),
+        (("what a lovely mess", "joy"), True),
+        (("Text of post", "Label given by"), False),
         (("target", "Post ", "a_user"), False),
     ],
 )
