@@ -103,13 +103,15 @@ def _recipe(one: Scored) -> str:
 
 
 def _group_name(names: Sequence[str]) -> str:
-    """`run` for run-seed-1 and run-seed-2."""
+    """`run` for run-seed-1 and run-seed-2, and for run-seed-42 and run-seed-43."""
     if len(names) == 1:
         return names[0]
     common = names[0]
     for name in names[1:]:
         while not name.startswith(common):
             common = common[:-1]
+    if any(name[len(common) :][:1].isdigit() for name in names):  # the prefix ends within a number
+        common = common.rstrip("0123456789")
     common = common.rstrip("-_.").removesuffix("seed").rstrip("-_.")
     return f"{common or names[0]} ({len(names)} seeds)"
 

@@ -342,5 +342,6 @@ def _compare(output_url: str, runs: Sequence[SeedRun]) -> int:
         return 1
     print_comparison(comparison, a_console())
     print(f"written: {written}")
-    print("with another config's seeds: emotion-launch compare --group-by-config THESE AND THOSE", flush=True)
+    pooled = shlex.join(["emotion-launch", "compare", "--group-by-config", *urls])
+    print(f"with another config's seeds: {pooled} URLS_OF_THOSE_RUNS", flush=True)
     return 0

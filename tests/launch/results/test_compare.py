@@ -35,6 +35,7 @@ from launch.results.compare import comparison_of
 from launch.results.comparison import Comparison
 from launch.results.comparison_page import render_html
 from launch.results.comparison_words import what_it_takes
+from launch.results.differences import _group_name
 from tests.emotion_train.report.test_report import parsed
 from tests.helpers.published_runs import SHARES, publish_run, write_data
 
@@ -121,6 +122,19 @@ def test_only_one_that_is_worse_beyond_chance_fails(
     ended, _, err = told([*words, "--fail-if-worse"], capsys)
     assert ended == code
     assert ("worse than high-seed-1: low-seed-1" in err) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (["first-seed-42", "first-seed-43", "first-seed-44"], "first"),
+        (["run-4", "run-42"], "run"),
+        (["v2", "v2-b"], "v2"),
+        (["1", "12"], "1"),
+    ],
+)
+def test_the_name_of_pooled_seeds_ends_before_the_number_of_the_seed(names: list[str], name: str) -> None:
+    assert _group_name(names) == f"{name} ({len(names)} seeds)"
 
 
 def test_seeds_of_one_config_are_pooled_and_counted(folder: Path) -> None:

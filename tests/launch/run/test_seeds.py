@@ -261,6 +261,8 @@ def test_two_demo_runs_are_trained_and_compared(tmp_path: Path, capfd: pytest.Ca
         assert "demo-seed-2" in answer.stdout
         assert "over 2 seeds" in answer.stdout
         assert f"written: {tmp_path}/runs/demo-seeds.html" in answer.stdout
+        pooled = " ".join(f"{tmp_path}/runs/demo-seed-{seed}" for seed in (1, 2))
+        assert f"emotion-launch compare --group-by-config {pooled} URLS_OF_THOSE_RUNS" in answer.stdout
     store = open_store(str(tmp_path / "runs"))
     for seed in (1, 2):
         assert [one.kind for one in read_log(store, f"demo-seed-{seed}")].count("claim") == 1
