@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from emotion_train.console import counted
 from emotion_train.data.targets import TargetKind
 from emotion_train.edges.bounded import MAX_CSV_BYTES, Unreadable, bytes_of
 from emotion_train.edges.paths import typed_path
@@ -145,10 +146,15 @@ class Applied:
     def lines(self) -> list[str]:
         """The outcome as one line for a terminal."""
         file = self.corrections
-        parts = [f"{self.applied:,} labels corrected by {file.name}"]
-        parts += [f"{self.already:,} rows have their correction already"] if self.already else []
-        parts += [f"{len(self.other):,} have another label now ({_some(self.other)})"] if self.other else []
-        parts += [f"{len(self.unmatched):,} fit no post ({_some(self.unmatched)})"] if self.unmatched else []
+        have = "has its" if self.already == 1 else "have their"
+        parts = [f"{counted(self.applied, 'label')} corrected by {file.name}"]
+        parts += [f"{counted(self.already, 'row')} {have} correction already"] if self.already else []
+        for rows, one, several in (
+            (self.other, "has another label now", "have another label now"),
+            (self.unmatched, "fits no post", "fit no post"),
+        ):
+            if rows:
+                parts.append(f"{len(rows):,} {one if len(rows) == 1 else several} ({_some(rows)})")
         parts += [f"{file.blank:,} left blank"] if file.blank else []
         return [f"corrections {'; '.join(parts)}"]
 

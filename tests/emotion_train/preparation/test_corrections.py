@@ -106,7 +106,7 @@ def test_what_fits_no_post_is_told_with_its_row(tmp_path: Path) -> None:
     assert found is not None
     assert (found.applied, found.already, found.other, found.unmatched) == (1, 1, [3], [5, 6])
     assert found.lines() == [
-        "corrections 1 labels corrected by mislabelled.csv; 1 rows have their correction already; 1 have"
+        "corrections 1 label corrected by mislabelled.csv; 1 row has its correction already; 1 has"
         " another label now (row 3); 2 fit no post (rows 5, 6)"
     ]
 
@@ -217,6 +217,6 @@ def test_the_verb_tells_of_corrections_and_refuses_them_for_shares(
     path = corrections(tmp_path, row(0, "anger", "fear"))
     words = [str(source(tmp_path / "source")), str(tmp_path / "data"), "--corrections", str(path)]
     assert cli.main(["prepare", *words]) == 0
-    assert "corrections 1 labels corrected by mislabelled.csv" in capsys.readouterr().out
+    assert "corrections 1 label corrected by mislabelled.csv" in capsys.readouterr().out
     assert cli.main(["prepare", *words, "--targets", "shares"]) == 2
     assert "--corrections is for one label a post or several" in capsys.readouterr().err
