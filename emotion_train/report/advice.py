@@ -13,7 +13,15 @@ from emotion_train.console import counted
 from emotion_train.data.lengths import Cut
 from emotion_train.evaluation.comparison import MOST_TIMES
 from emotion_train.evaluation.floors import MAJORITY, PRIOR
-from emotion_train.report.schema import AnyFigures, Evaluation, Floor, Mislabelled, Mistakes, SetFloor
+from emotion_train.report.schema import (
+    AnyFigures,
+    Evaluation,
+    Floor,
+    Mislabelled,
+    Mistakes,
+    SetFigures,
+    SetFloor,
+)
 from emotion_train.report.units import posts_of, round_up
 
 _ONE_ANSWER = 0.9  # share of the posts that get one label
@@ -119,7 +127,11 @@ def _posts_that_would_tell(behind: Sequence[Floor | SetFloor], rows: int) -> int
 
 
 def _of_one_answer(split: AnyFigures, config: Mapping[str, Any]) -> list[str]:
-    """The step for a model that gives most posts the same label; empty for others."""
+    """The step for a model that gives most posts the same label; empty for others, and for several
+    labels, whose thresholds do what weights would do.
+    """
+    if isinstance(split, SetFigures):
+        return []
     most = max(split.per_label, key=lambda one: one.predicted)
     weights = config.get("loss", {}).get("class_weights")
     if not split.rows or most.predicted / split.rows < _ONE_ANSWER or weights == "balanced":

@@ -27,6 +27,7 @@ _STYLES = {
     "doubtful": ("yellow", "?"),
 }
 _BAR = 16
+_ROOM = 100  # columns that a table of several labels needs with bars
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -35,7 +36,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_verdict(report.verdict.outcome, report.verdict.sentence, report.verdict.advice, console)
     parts: tuple[RenderableType, ...] = (
         _floors(split),
-        _per_label(split),
+        _per_label(split, console.width),
         *map(Text, notes(report.headline, split)),
         *map(Text, chance_sentences(report.temperature, report.gates, report.headline)),
         _facts(report, split),
@@ -61,7 +62,7 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
         console.print()
     parts: tuple[RenderableType, ...] = (
         _floors(split),
-        _per_label(split),
+        _per_label(split, console.width),
         *map(Text, notes(card.name, split)),
         *map(Text, chance_sentences(card.temperature, card.gates, card.name)),
         Text(_also(split), "dim"),
@@ -106,10 +107,11 @@ def _floors(split: AnyFigures) -> Table:
     return table
 
 
-def _per_label(split: AnyFigures) -> Table:
-    also = (WORDS[field] for field in split.per_label[0].also)
+def _per_label(split: AnyFigures, width: int) -> Table:
+    also = [WORDS[field] for field in split.per_label[0].also]
     table = _table("label", right=("posts", "precision", "recall", "F1", *also))
-    table.add_column("")
+    if bars := not also or width >= _ROOM:  # else they would shorten labels and figures
+        table.add_column("")
     for one in sorted(split.per_label, key=lambda one: -one.support):
         bar = Text("█" * round(one.f1 * _BAR), "cyan")
         table.add_row(
@@ -119,7 +121,7 @@ def _per_label(split: AnyFigures) -> Table:
             f"{one.recall:.2f}",
             f"{one.f1:.2f}",
             *(f"{value:.2f}" for value in one.also.values()),
-            bar,
+            *([bar] if bars else []),
         )
     return table
 
@@ -161,9 +163,9 @@ def _facts(report: Report, split: AnyFigures) -> Table:
 
 def _table(first: str, right: tuple[str, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

@@ -221,6 +221,30 @@ def test_verdict_warnings_and_advice_speak_of_several_labels_too(made: Report) -
     assert "labels that a person agrees with" in str(next_steps(poor.splits["test"], (), {"train": {}}))
 
 
+def test_one_label_for_all_posts_is_no_reason_for_class_weights() -> None:
+    posts = scored(200, 4)
+    same_NC = np.tile(np.array([0.99, 0.001, 0.001, 0.001]), (200, 1))
+    lazy = report({"test": set_result(SetPredictions(posts.ids, posts.truth_NC, same_NC > 0.5, same_NC))})
+    assert figures(lazy).per_label[0].predicted == 200
+    advice = next_steps(lazy.splits["test"], (), {"train": {"epochs": 2}, "loss": {"class_weights": 0.25}})
+    assert str(advice).startswith("Try next: ")
+    assert "class_weights" not in str(advice)
+
+
+@pytest.mark.parametrize(("width", "bars"), [(80, False), (120, True)])
+def test_a_terminal_of_80_columns_shows_every_label_and_figure_whole(
+    made: Report, width: int, bars: bool
+) -> None:
+    shown = printed(made, width)
+    for words in (*LABELS, "precision", "recall", "threshold"):
+        assert words in shown
+    assert ("█" in shown) == bars
+    split = figures(made)
+    long = [one.model_copy(update={"label": one.label * 5}) for one in split.per_label]
+    splits = made.splits | {"test": split.model_copy(update={"per_label": tuple(long)})}
+    assert "…" not in printed(made.model_copy(update={"splits": splits}), width).partition("also ")[0]
+
+
 def test_a_card_on_posts_of_which_some_were_trained_on() -> None:
     whole = set_result(scored(300, 6))
     seen = Seen(set(whole.predictions.ids[::3]), 0.001)
