@@ -11,7 +11,6 @@ import argparse
 import csv
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from emotion_train.command_line import program
 from emotion_train.config import example_config
 from emotion_train.edges.paths import path_here
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.command import call
 from emotion_train.processes.imports import past_current_folder
 from emotion_train.storage.local_s3 import LocalS3
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         for command in commands:
             print(f"\n$ {shlex.join(command)}", flush=True)
-            if code := subprocess.call([*program(command[0]), *command[1:]], env=environment):
+            if code := call([*program(command[0]), *command[1:]], environment):
                 return code
     print(
         f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emotion_train.command_line import LAUNCH, TRAIN, program
+from emotion_train.processes.command import call
 from emotion_train.processes.imports import past_current_folder
 from emotion_train.processes.launcher_link import FOLDER_VARIABLE, alive
 
@@ -33,14 +33,10 @@ class Commands:
 
     def call(self, words: Sequence[str], *, cwd: Path | None = None) -> None:
         """Print the command and run it to its end; raises `Stopped` where its exit code is not 0. A
-        SIGTERM is passed on, and the terminal sends an interrupt to both, so the command ends by
-        itself.
+        signal ends it by itself, as `call` says.
         """
         print(f"\n$ {shlex.join(words)}", flush=True)
-        process = subprocess.Popen(_program(words), env=self.environment, cwd=cwd)
-        with _handed_on(process):
-            code = _wait(process)
-        if code:
+        if code := call(_program(words), self.environment, cwd):
             raise Stopped(code)
 
     def answer(self, words: Sequence[str]) -> str:
@@ -58,24 +54,6 @@ def commands() -> Iterator[Commands]:
     """A `Commands` whose trainings on this machine end with this process, whatever ends it."""
     with tempfile.TemporaryDirectory(prefix="emotion-up-") as name, alive(Path(name)):
         yield Commands({**os.environ, **past_current_folder(dict(os.environ)), FOLDER_VARIABLE: name})
-
-
-@contextmanager
-def _handed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            continue
-        return code if code >= 0 else 128 - code
 
 
 def _program(words: Sequence[str]) -> list[str]:
