@@ -36,6 +36,10 @@ def evaluate(asked: Question, show: Callable[[Scorecard], None] = lambda _: None
     and an adapter, base or run that do not belong together.
     """
     # all checks come before torch is imported and the base is loaded
+    if asked.with_texts and not asked.out:
+        raise WrongRequest(
+            "--with-texts adds texts to the predictions that --out writes; type --out FOLDER or leave it out."
+        )
     out = open_store(asked.out) if asked.out else None
     adapters = Adapters.of(asked)
     origin = adapters.origins[0]

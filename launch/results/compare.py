@@ -44,9 +44,10 @@ def comparison_of(
 def write_page(comparison: Comparison, url: str) -> str:
     """Write the page to a file or s3:// URL, over an earlier page; returns its URL."""
     folder, _, name = url.rpartition("/")
+    if not name or folder.endswith(":/"):
+        whole = url if url.endswith("/") else f"{url}/"
+        raise WrongRequest(f"--page is {url}, which is no file; give one such as {whole}{PAGE}.")
     store = open_store(folder or ("/" if url.startswith("/") else "."))
-    if not name:
-        raise WrongRequest(f"--page is {url}, which is a folder; give a file such as {url}{PAGE}.")
     store.write(name, render_html(comparison).encode())
     return store.url_of(name)
 

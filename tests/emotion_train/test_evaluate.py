@@ -455,6 +455,14 @@ def test_what_cannot_be_written_costs_no_figures_and_leaves_no_scorecard(
     assert not (tmp_path / "out" / "scorecard.json").is_file()
 
 
+def test_texts_without_a_place_for_predictions_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "--adapter", str(home / "adapter"), "--data", str(home / "data"), "--with-texts"]
+    assert train_cli.main(asked) == 2
+    assert "type --out FOLDER" in capsys.readouterr().err
+
+
 def test_labels_that_the_adapter_does_not_know_are_named_with_the_near_ones(
     moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

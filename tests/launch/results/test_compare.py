@@ -391,7 +391,14 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
         (["low-seed-1", "high-seed-1", "--split", "train"], "was not scored on 'train'"),
         (["low-seed-1", "low-seed-1", "--group-by-config"], "one config with one seed (1)"),
         (["low-seed-1", "./"], "holds neither report.json"),
-        (["low-seed-1", "high-seed-1", "--page", "here/"], "is a folder; give a file"),
+        (
+            ["low-seed-1", "high-seed-1", "--page", "here/"],
+            "here/, which is no file; give one such as here/comparison.html",
+        ),
+        (
+            ["low-seed-1", "high-seed-1", "--page", "s3://b"],
+            "s3://b, which is no file; give one such as s3://b/comparison.html",
+        ),
     ],
 )
 def test_a_wrong_request_ends_with_2(
