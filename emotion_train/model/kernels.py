@@ -73,6 +73,20 @@ class Fp8(NamedTuple):
         return cls(codes, torch.empty(rows, 1, dtype=torch.float32, device=device))
 
 
+def _turns(size: int, blocks: int, *, block: int, a_thread: int, held: int) -> dict[str, Any]:
+    """How a row of so many columns is read, `blocks` blocks a turn: at most `block` columns each,
+    `a_thread` of them by each thread. The turns over the first `held` columns keep what they read
+    in registers; what lies beyond is read twice.
+    """
+    block = min(block, triton.next_power_of_2(triton.cdiv(size, blocks)))
+    return {
+        "block": block,
+        "held": triton.cdiv(min(size, held), blocks * block),
+        "whole": size % (blocks * block) == 0,
+        "num_warps": max(1, block // (32 * a_thread)),
+    }
+
+
 @triton.jit
 def _quantize_rows(x, out, scales, size, block: tl.constexpr, held: tl.constexpr, whole: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -98,16 +112,7 @@ def quantize_rows(x_TI: torch.Tensor) -> Fp8:
     """x in float8."""
     rows, size = x_TI.shape
     out = Fp8.empty(rows, size, x_TI.device)
-    block = min(1024, triton.next_power_of_2(size))
-    _quantize_rows[(rows,)](
-        x_TI,
-        *out,
-        size,
-        block,
-        held=triton.cdiv(min(size, 8192), block),  # what lies beyond these columns is read twice
-        whole=size % block == 0,
-        num_warps=max(1, block // 256),
-    )
+    _quantize_rows[(rows,)](x_TI, *out, size, **_turns(size, 1, block=1024, a_thread=8, held=8192))
     return out
 
 
@@ -698,23 +703,9 @@ def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None
 
 # --- SwiGLU to fp8 ---
 
-# SwiGLU to fp8 reads its input once: the results stay in registers, two of a thread in one, until
-# the row's largest is known. 4 columns a thread, and 64 registers of 1,024 threads, hold rows of
-# 32,768 columns; of a wider row the rest is read twice.
-_COLUMNS = 4
-_MOST_COLUMNS = 4096  # of 32 warps
-_HELD = 32_768
-
-
-def _held(size: int, a_turn: int) -> dict[str, Any]:
-    """How a row of so many columns is cut, `a_turn` of them by each column that a thread reads."""
-    block = min(_MOST_COLUMNS, triton.next_power_of_2(triton.cdiv(size, a_turn)))
-    return {
-        "block": block,
-        "held": triton.cdiv(min(size, _HELD), a_turn * block),
-        "whole": size % (a_turn * block) == 0,
-        "num_warps": max(1, block // (32 * _COLUMNS)),
-    }
+# The results stay in registers, two of a thread in one, until the row's largest is known: 64
+# registers of 1,024 threads hold those of 32,768 columns.
+_SWIGLU = {"block": 4096, "a_thread": 4, "held": 32_768}
 
 
 @triton.jit
@@ -750,7 +741,7 @@ def _swiglu_at(gate_up, at, size, whole: tl.constexpr):
 
 @triton.jit
 def _swiglu_pair(gate_up, at, size, block: tl.constexpr, whole: tl.constexpr):
-    """Of the columns `at`, and of those a block further on."""
+    """SwiGLU's results in the columns `at`, each with the one a block further on."""
     return _pair(_swiglu_at(gate_up, at, size, whole), _swiglu_at(gate_up, at + block, size, whole))
 
 
@@ -786,7 +777,7 @@ def swiglu_fp8(gate_up_T2F: torch.Tensor) -> Fp8:
     """`quantize_rows(swiglu(gate_up))`, the same bits, without a turn through memory."""
     rows, size = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     out = Fp8.empty(rows, size, gate_up_T2F.device)
-    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, **_held(size, 2))
+    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, **_turns(size, 2, **_SWIGLU))
     return out
 
 
@@ -837,5 +828,5 @@ def swiglu_backward_fp8(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> Fp8
     """
     rows, size = dout_TF.shape
     out = Fp8.empty(rows, 2 * size, dout_TF.device)
-    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, **_held(size, 1))
+    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, **_turns(size, 1, **_SWIGLU))
     return out
