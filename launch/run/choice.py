@@ -56,7 +56,7 @@ def choose(
     """
     path, topology = asked_for(found, requested, environment, processes)
     if path is not None:
-        if _starts_one(path) and topology.nodes > 1:
+        if topology.nodes > 1 and _starts_one(_settings_of(path)):
             raise WrongRequest(
                 f"{path.stem} starts one process (distributed_type: NO) and there are {topology.nodes} nodes;"
                 " type --accelerate-config multi_gpu_ddp."
@@ -81,10 +81,11 @@ def asked_for(
     `choose` does.
     """
     path = None if requested is None else requested_file(requested)
+    settings = {} if path is None else _settings_of(path)
     # also where GPUs are visible: they are neither counted nor paid for by a run that uses none
-    if path is not None and _settings_of(path).get("use_cpu") is True:
+    if settings.get("use_cpu") is True:
         environment = {**environment, "DEVICE": "cpu"}
-    if path is not None and _starts_one(path):
+    if path is not None and _starts_one(settings):
         if processes not in (None, 1):
             raise WrongRequest(
                 f"{path.stem} starts one process (distributed_type: NO) and --processes is {processes}; leave"
@@ -265,15 +266,15 @@ def _is_simple(config_file: Path) -> bool:
     """
     found = _settings_of(config_file)
     return (
-        _starts_one(config_file)
+        _starts_one(found)
         and found.get("gpu_ids") in (None, "all")
         and not {"mpirun_config", "fp8_config"} & found.keys()
     )
 
 
-def _starts_one(config_file: Path) -> bool:
+def _starts_one(settings: Mapping[str, object]) -> bool:
     """Whether accelerate starts one process by this file, whatever --num_processes says."""
-    kind = _settings_of(config_file).get("distributed_type")
+    kind = settings.get("distributed_type")
     return kind == "NO" or kind is False  # which an unquoted NO is in YAML
 
 
