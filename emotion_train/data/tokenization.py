@@ -47,7 +47,7 @@ from emotion_train.bases.encoders import ENCODERS
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.lengths import Lengths
-from emotion_train.edges.bounded import object_file, require_no_lfs_pointer
+from emotion_train.edges.bounded import object_file, phrase, require_no_lfs_pointer
 from emotion_train.errors import WrongRequest
 
 TEKKEN_PATTERN = (
@@ -291,7 +291,7 @@ def _from_tokenizer_json(
     except Exception as error:  # the tokenizers library raises bare Exception
         raise WrongRequest(
             f"{path}, or {config_path and config_path.name} beside it, cannot be read as a tokenizer"
-            f" ({' '.join(str(error).split())[:200]}); download it again."
+            f" ({phrase(error)}); download it again."
         ) from None
     saved_for_encoder = kind is None and bool(config.get("cls_token")) and bool(config.get("sep_token"))
     if kind in ENCODERS or saved_for_encoder:
